@@ -1,0 +1,6 @@
+//! A Ringfold node. Data flows api -> router -> raft (driver, log) -> partition (apply); see
+//! docs/architecture.md.
+pub mod clock;
+pub mod ids;
+pub mod partition;
+pub mod raft;

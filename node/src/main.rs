@@ -1,0 +1,2 @@
+//! `ringfold-node`.
+fn main() {}

@@ -1,0 +1,181 @@
+//! What the rest of the node sees of replication: propose, read index, and each replica's view.
+use crate::ids::{GroupId, NodeId, ReplicaId};
+use crate::partition::Reader;
+use crate::partition::apply::CommandOutcome;
+use bytes::Bytes;
+use parking_lot::RwLock;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::{oneshot, watch};
+
+/// Why a proposal has no outcome. Only `NotLeader` and `Busy` say that nothing was stored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Nothing was proposed: send it to the leader, if one is known.
+    #[error("this replica does not lead")]
+    NotLeader { leader: Option<NodeId> },
+    /// Nothing was proposed: too many bytes wait for this partition or this node.
+    #[error("too many appends wait: send it again later")]
+    Busy,
+    /// Nothing was proposed: the stamp asked for lies over 500 ms ahead of this node's clock.
+    #[error("after_position lies {ahead_ms} ms ahead of this node's clock, 500 ms at most")]
+    ClockBehind { ahead_ms: u64 },
+    /// It may or may not be stored: send it again with the same event ids.
+    #[error("the outcome is unknown: leadership changed or the replica went away")]
+    Unknown,
+    /// The replica was closed after a fault.
+    #[error("the replica is closed: {0}")]
+    Closed(Arc<str>),
+    /// No replica of this group is on this node.
+    #[error("no replica of this group is on this node")]
+    NoReplica,
+}
+
+/// Why a read index was not confirmed. Nothing was read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    #[error("this replica does not lead")]
+    NotLeader { leader: Option<NodeId> },
+    #[error("too many reads wait: send it again later")]
+    Busy,
+    #[error("the replica is closed: {0}")]
+    Closed(Arc<str>),
+    #[error("no replica of this group is on this node")]
+    NoReplica,
+}
+
+/// Outcomes of a proposal's commands, in their order. For the meta group: meta outcomes.
+pub type ProposeResult = Result<Vec<CommandOutcome>, ProposeError>;
+
+/// A replica's role as the driver last saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Role {
+    #[default]
+    Follower,
+    Candidate,
+    Leader,
+    Learner,
+    Closed,
+}
+
+/// One local replica as other threads see it. Written by the driver and the apply threads only.
+pub struct ReplicaView {
+    pub group: GroupId,
+    pub replica: ReplicaId,
+    /// Reads of the replica's database.
+    pub reader: Reader,
+    /// Progress of apply; readers wait on it.
+    pub applied: watch::Sender<Applied>,
+    /// Bytes written to the database since its last flush, about.
+    pub unflushed_bytes: AtomicU64,
+    /// CLOCK_BOOTTIME in ns until which this replica may answer LEASE reads; 0: none. Only set
+    /// once everything acknowledged in earlier terms is applied here.
+    pub lease_until_ns: AtomicU64,
+    pub status: RwLock<Status>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Applied {
+    pub index: u64,
+    /// Position of the last applied event.
+    pub position: u64,
+}
+
+/// Slow-changing facts of a replica, for status, routing and health.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    pub role: Role,
+    pub term: u64,
+    pub leader: Option<NodeId>,
+    pub first_index: u64,
+    pub last_index: u64,
+    pub commit_index: u64,
+    pub flushed_index: u64,
+    pub closed_reason: Option<Arc<str>>,
+}
+
+impl ReplicaView {
+    /// Whether a LEASE read may be answered now without a round.
+    pub fn lease_is_valid(&self) -> bool {
+        crate::clock::boottime_ns() < self.lease_until_ns.load(Ordering::Acquire)
+    }
+}
+
+/// Input to the driver from other threads. Bounded in bytes by `RaftHandle`.
+pub enum Request {
+    Propose {
+        group: GroupId,
+        /// Encoded `ringfold.internal.v1.Command`s (for the meta group `MetaCommand`s), kept
+        /// together, in order, in one entry.
+        commands: Vec<Bytes>,
+        /// Positions must lie above this one; 0: any.
+        after_position: u64,
+        reply: oneshot::Sender<ProposeResult>,
+    },
+    /// Answered once everything acknowledged before is applied here.
+    ReadIndex {
+        group: GroupId,
+        reply: oneshot::Sender<Result<(), ReadError>>,
+    },
+    /// Hand the leadership of all groups to others.
+    TransferAll { reply: oneshot::Sender<TransferOutcome> },
+    /// Hand the leadership of one group to a voter.
+    Transfer { group: GroupId, to: ReplicaId },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TransferOutcome {
+    pub transferred: u32,
+    pub remaining: u32,
+}
+
+/// The replicas of this node, by group.
+pub type Replicas = RwLock<HashMap<GroupId, Arc<ReplicaView>>>;
+
+/// The rest of the node's access to the driver. Cheap to clone.
+#[derive(Clone)]
+pub struct RaftHandle {
+    pub replicas: Arc<Replicas>,
+    pub(crate) sender: Arc<dyn Fn(Request) -> Result<(), Request> + Send + Sync>,
+}
+
+impl RaftHandle {
+    /// Proposes commands as one unit. The receiver fails only when the node goes down: then the
+    /// outcome is unknown.
+    pub fn propose(
+        &self,
+        group: GroupId,
+        commands: Vec<Bytes>,
+        after_position: u64,
+    ) -> oneshot::Receiver<ProposeResult> {
+        let (reply, receiver) = oneshot::channel();
+        let request = Request::Propose { group, commands, after_position, reply };
+        if let Err(Request::Propose { reply, .. }) = (self.sender)(request) {
+            let _ = reply.send(Err(ProposeError::Busy));
+        }
+        receiver
+    }
+
+    /// Confirms that this replica leads and has applied all that was acknowledged before now.
+    pub fn read_index(&self, group: GroupId) -> oneshot::Receiver<Result<(), ReadError>> {
+        let (reply, receiver) = oneshot::channel();
+        if let Err(Request::ReadIndex { reply, .. }) =
+            (self.sender)(Request::ReadIndex { group, reply })
+        {
+            let _ = reply.send(Err(ReadError::Busy));
+        }
+        receiver
+    }
+
+    /// Starts handing over all leaderships; answers when none is left or none can move.
+    pub fn transfer_all(&self) -> oneshot::Receiver<TransferOutcome> {
+        let (reply, receiver) = oneshot::channel();
+        let _ = (self.sender)(Request::TransferAll { reply });
+        receiver
+    }
+
+    pub fn replica(&self, group: GroupId) -> Option<Arc<ReplicaView>> {
+        self.replicas.read().get(&group).cloned()
+    }
+}
