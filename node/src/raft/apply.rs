@@ -3,6 +3,7 @@ use crate::ids::{GroupId, ReplicaId};
 use crate::partition::Reader;
 use crate::partition::apply::CommandOutcome;
 use crate::raft::handle::{Applied, ProposeError, ProposeResult, ReplicaView};
+use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -13,11 +14,11 @@ pub trait StateMachine: Send {
     fn applied(&self) -> (u64, u64, u64);
 
     /// Applies the entry behind the last one. An error closes the group.
-    fn apply(&mut self, index: u64, term: u64, data: &[u8])
-    -> Result<Vec<CommandOutcome>, String>;
+    fn apply(&mut self, index: u64, term: u64, data: Bytes) -> Result<Vec<CommandOutcome>, String>;
 
-    /// An entry without commands: raft's own, or a membership change.
-    fn skip(&mut self, index: u64, term: u64) -> Result<(), String>;
+    /// An entry without commands: raft's own, or a membership change, whose encoded
+    /// `ringfold.internal.v1.Membership` is kept with its index.
+    fn skip(&mut self, index: u64, term: u64, membership: Option<&[u8]>) -> Result<(), String>;
 
     /// Bytes written since the last flush, about.
     fn unflushed_bytes(&self) -> u64;
@@ -34,7 +35,9 @@ pub struct Committed {
     pub index: u64,
     pub term: u64,
     /// `None`: nothing to do but to count it.
-    pub data: Option<Vec<u8>>,
+    pub data: Option<Bytes>,
+    /// Encoded, where the entry is a membership change.
+    pub membership: Option<Vec<u8>>,
     pub replies: Replies,
 }
 
@@ -161,9 +164,11 @@ impl Machine {
                 refuse(e.replies, &ProposeError::Unknown);
                 continue;
             }
-            let outcome = match &e.data {
+            let outcome = match e.data {
                 Some(data) => self.machine.apply(e.index, e.term, data),
-                None => self.machine.skip(e.index, e.term).map(|()| Vec::new()),
+                None => {
+                    self.machine.skip(e.index, e.term, e.membership.as_deref()).map(|()| Vec::new())
+                }
             };
             match outcome {
                 Ok(outcomes) => {

@@ -1,2 +1,10 @@
 //! Replication: the only module that names the types of the `raft` and `raft-engine` crates.
+pub mod apply;
+pub mod driver;
+mod group;
 pub mod handle;
+mod lease;
+pub mod log;
+pub mod mailbox;
+pub mod membership;
+mod store;
