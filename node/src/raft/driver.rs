@@ -12,6 +12,7 @@ use crate::raft::handle::{
 };
 use crate::raft::log::{LogOp, RaftLog, ReplicaRecord, Vote};
 use crate::raft::membership::Membership;
+pub use crate::raft::message::{Channel, PeerMessage};
 use prost_raft::Message as _;
 use raft::eraftpb::{Message, MessageType};
 use std::collections::{BTreeMap, HashMap};
@@ -90,22 +91,6 @@ impl DriverSettings {
     pub fn lease_ns(&self) -> u64 {
         self.election_ns() / 4 * 3
     }
-}
-
-/// Which connection a message takes: heartbeats and votes must not wait behind entries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Channel {
-    Votes,
-    Entries,
-}
-
-/// A raft message between replicas of one group.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerMessage {
-    pub group: GroupId,
-    pub from: ReplicaId,
-    pub to: ReplicaId,
-    pub bytes: Vec<u8>,
 }
 
 /// A group to run: new, or as found in the log at start.

@@ -7,4 +7,5 @@ mod lease;
 pub mod log;
 pub mod mailbox;
 pub mod membership;
+pub mod message;
 mod store;
