@@ -12,7 +12,7 @@ use crate::raft::handle::{
 };
 use crate::raft::log::{LogOp, RaftLog, ReplicaRecord, Vote};
 use crate::raft::membership::Membership;
-use bytes::Bytes;
+pub use crate::raft::message::{Channel, PeerMessage};
 use prost_raft::Message as _;
 use raft::eraftpb::{Message, MessageType};
 use std::collections::{BTreeMap, HashMap};
@@ -94,22 +94,6 @@ impl DriverSettings {
             false => self.election_ns() / 4 * 3,
         }
     }
-}
-
-/// Which connection a message takes: heartbeats and votes must not wait behind entries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Channel {
-    Votes,
-    Entries,
-}
-
-/// A raft message between replicas of one group.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerMessage {
-    pub group: GroupId,
-    pub from: ReplicaId,
-    pub to: ReplicaId,
-    pub bytes: Bytes,
 }
 
 /// A group to run: new, or as found in the log at start.

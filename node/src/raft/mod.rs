@@ -7,6 +7,7 @@ mod lease;
 pub mod log;
 pub mod mailbox;
 pub mod membership;
+pub mod message;
 pub mod runtime;
 mod store;
 
