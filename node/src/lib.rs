@@ -1,6 +1,8 @@
 //! A Ringfold node. Data flows api -> router -> raft (driver, log) -> partition (apply); see
 //! docs/architecture.md.
 pub mod clock;
+pub mod identity;
 pub mod ids;
 pub mod partition;
 pub mod raft;
+pub mod watermark;
