@@ -2,8 +2,10 @@
 //! docs/architecture.md.
 pub mod api;
 pub mod clock;
+pub mod identity;
 pub mod ids;
 pub mod partition;
 pub mod peer;
 pub mod raft;
 pub mod router;
+pub mod watermark;
