@@ -1,7 +1,9 @@
 //! The `EventStore` service: checks requests and hands them on.
 use super::append::AppendOne;
+use super::append_stream::Appends;
 use super::deadline::Call;
 use super::errors::ApiError;
+use super::list::{Query, list};
 use super::node::Node;
 use super::read::{Freshness, Lookup, Pages, ReadStream, lookup_at_once, lookup_response};
 use super::validate;
@@ -56,13 +58,15 @@ impl EventStore for Events {
             .into_response(|r| r))
     }
 
-    type AppendStreamStream = Pages<v1::AppendStreamResponse>;
+    type AppendStreamStream = Appends<Streaming<v1::AppendStreamRequest>>;
 
     async fn append_stream(
         &self,
-        _: Request<Streaming<v1::AppendStreamRequest>>,
+        request: Request<Streaming<v1::AppendStreamRequest>>,
     ) -> Result<Response<Self::AppendStreamStream>, Status> {
-        Err(Status::unimplemented("AppendStream"))
+        let call = Call::of(request.metadata())?;
+        let partitions = self.node.partitions()?;
+        Ok(Response::new(Appends::new(self.node.clone(), partitions, call, request.into_inner())))
     }
 
     type ReadStream = Pages<v1::ReadResponse>;
@@ -111,17 +115,29 @@ impl EventStore for Events {
 
     async fn list_streams(
         &self,
-        _: Request<v1::ListStreamsRequest>,
+        request: Request<v1::ListStreamsRequest>,
     ) -> Result<Response<Self::ListStreamsStream>, Status> {
-        Err(Status::unimplemented("ListStreams"))
+        let call = Call::of(request.metadata())?;
+        let v1::ListStreamsRequest { category, prefix, after, max_count, consistency, partition } =
+            request.into_inner();
+        let freshness = self.list_freshness(consistency)?;
+        let query = Query { category, prefix, after, max_count, freshness, partition };
+        self.check_list(&query)?;
+        Ok(Response::new(list::<v1::StreamInfo>(self.node.clone(), call, query).await?))
     }
 
     type ListStatesStream = Pages<v1::ListStatesResponse>;
 
     async fn list_states(
         &self,
-        _: Request<v1::ListStatesRequest>,
+        request: Request<v1::ListStatesRequest>,
     ) -> Result<Response<Self::ListStatesStream>, Status> {
-        Err(Status::unimplemented("ListStates"))
+        let call = Call::of(request.metadata())?;
+        let v1::ListStatesRequest { category, prefix, after, max_count, consistency, partition } =
+            request.into_inner();
+        let freshness = self.list_freshness(consistency)?;
+        let query = Query { category, prefix, after, max_count, freshness, partition };
+        self.check_list(&query)?;
+        Ok(Response::new(list::<v1::State>(self.node.clone(), call, query).await?))
     }
 }

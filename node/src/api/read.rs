@@ -369,12 +369,8 @@ async fn next_page(
     if node.info.stopping.is_cancelled() {
         return Err(ApiError::NodeStopping);
     }
-    let mut call = *call;
-    if !call.has_deadline {
-        call.deadline = tokio::time::Instant::now() + super::deadline::DEFAULT_TIMEOUT;
-    }
     let cursor = cursor.clone();
-    read_on_thread(node, view, &call, move |reader| cursor.page(reader)).await
+    read_on_thread(node, view, &call.step(), move |reader| cursor.page(reader)).await
 }
 
 fn response(stream: &str, page: EventPage) -> v1::ReadResponse {

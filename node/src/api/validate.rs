@@ -3,6 +3,9 @@
 mod tests;
 
 use super::errors::ApiError;
+use crate::partition::content::{CONTENT_HASH_BYTES, content_hash};
+use crate::partition::fold::is_json;
+use crate::partition::position;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::encoding::{
     WireType, bool, bytes as pb_bytes, encode_key, encode_varint, string, uint32, uint64,
@@ -61,21 +64,16 @@ pub fn partition_of(stream: &str, partitions: u32) -> u32 {
         .unwrap_or(0) as u32
 }
 
-/// Partition bits of a position.
-fn partition_of_position(position: u64) -> u32 {
-    (position & 1_023) as u32
-}
-
 /// A position that a read waits for must be one of its partition.
 pub fn min_position(position: u64, partition: u32) -> Result<(), ApiError> {
-    if position == 0 || partition_of_position(position) == partition {
+    if position == 0 || position::partition(position) == partition {
         return Ok(());
     }
     Err(ApiError::argument(
         "min_position",
         format!(
             "is a position of partition {}, but this is partition {partition}",
-            partition_of_position(position)
+            position::partition(position)
         ),
     ))
 }
@@ -160,7 +158,7 @@ pub fn append(request: &v1::AppendRequest, limits: &Limits) -> Result<(), ApiErr
             },
         });
     }
-    if request.after_position >> 63 != 0 {
+    if request.after_position > position::MAX {
         return Err(ApiError::argument(
             "after_position",
             "is no position: it is not below 2^63",
@@ -240,15 +238,6 @@ fn check_ids(events: &[v1::NewEvent]) -> Result<(), ApiError> {
             id: Uuid::from_slice(w[0]).unwrap_or_default(),
         }),
     }
-}
-
-/// Whether data of this content type must be JSON. Parameters do not matter.
-fn is_json(content_type: &str) -> bool {
-    content_type.is_empty()
-        || content_type
-            .split(';')
-            .next()
-            .is_some_and(|t| t.trim_ascii().eq_ignore_ascii_case(JSON))
 }
 
 /// As stored: the default is stored as nothing, so that both ways to say it are the same content.
@@ -381,8 +370,6 @@ pub fn encode_append(request: &v1::AppendRequest, chained: bool) -> Bytes {
     out.freeze()
 }
 
-const HASH_BYTES: usize = 16;
-
 fn event_len(e: &v1::NewEvent) -> usize {
     let delimited = |len: usize| match len {
         0 => 0,
@@ -399,7 +386,7 @@ fn event_len(e: &v1::NewEvent) -> usize {
         + delimited(stored_content_type(&e.content_type).len())
         + delimited(e.data.len())
         + delimited(e.metadata.len())
-        + delimited(HASH_BYTES)
+        + delimited(CONTENT_HASH_BYTES)
 }
 
 fn encode_event(e: &v1::NewEvent, out: &mut BytesMut) {
@@ -428,29 +415,6 @@ fn encode_event(e: &v1::NewEvent, out: &mut BytesMut) {
         pb_bytes::encode(6, &e.metadata, out);
     }
     encode_key(7, WireType::LengthDelimited, out);
-    encode_varint(HASH_BYTES as u64, out);
+    encode_varint(CONTENT_HASH_BYTES as u64, out);
     out.put_slice(&hash);
-}
-
-/// First 16 bytes of the BLAKE3 of an event's content.
-fn content_hash(
-    event_type: &str,
-    schema_version: u32,
-    content_type: &str,
-    data: &[u8],
-    metadata: &[u8],
-) -> [u8; HASH_BYTES] {
-    let mut hasher = blake3::Hasher::new();
-    let mut part = |bytes: &[u8]| {
-        hasher.update(&(bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes);
-    };
-    part(event_type.as_bytes());
-    part(&schema_version.to_le_bytes());
-    part(content_type.as_bytes());
-    part(data);
-    part(metadata);
-    let mut hash = [0; HASH_BYTES];
-    hash.copy_from_slice(&hasher.finalize().as_bytes()[..HASH_BYTES]);
-    hash
 }
