@@ -1,8 +1,11 @@
 //! A Ringfold node. Data flows api -> router -> raft (driver, log) -> partition (apply); see
 //! docs/architecture.md.
 pub mod clock;
+pub mod config;
+pub mod disk;
 pub mod identity;
 pub mod ids;
+pub mod meta;
 pub mod partition;
 pub mod raft;
 pub mod watermark;
