@@ -1,5 +1,6 @@
 //! A Ringfold node. Data flows api -> router -> raft (driver, log) -> partition (apply); see
 //! docs/architecture.md.
+pub mod api;
 pub mod clock;
 pub mod config;
 pub mod disk;
@@ -7,5 +8,7 @@ pub mod identity;
 pub mod ids;
 pub mod meta;
 pub mod partition;
+pub mod peer;
 pub mod raft;
+pub mod router;
 pub mod watermark;

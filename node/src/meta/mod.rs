@@ -1,6 +1,7 @@
 //! The meta group: members, ids and placement of the cluster. `state` decides what a command does,
 //! `machine` applies and publishes it, `controller` runs on the leader, `join` on every node.
 pub mod controller;
+pub mod database;
 pub mod join;
 pub mod machine;
 pub mod replicas;
