@@ -56,10 +56,7 @@ fn change(kind: Kind, path: &[u8], mode: &str) -> Change {
 #[test]
 fn a_plain_path_is_its_own_name() {
     assert_eq!(stream(b"src/main.rs"), "file-src/main.rs");
-    assert_eq!(
-        stream("docs/\"ä\" –.md".as_bytes()),
-        "file-docs/\"ä\" –.md"
-    );
+    assert_eq!(stream("docs/\"ä\" –.md".as_bytes()), "file-docs/\"ä\" –.md");
 }
 
 #[test]
@@ -90,7 +87,10 @@ fn a_path_that_cannot_be_a_name_gets_its_hash() {
 #[test]
 fn a_rename_tells_both_paths() {
     let from = b"old".to_vec();
-    let events = events(&commit('1'), &change(Kind::Renamed { from }, b"new", "100755"));
+    let events = events(
+        &commit('1'),
+        &change(Kind::Renamed { from }, b"new", "100755"),
+    );
     let told: Vec<_> = events
         .iter()
         .map(|e| (e.stream.as_str(), e.event_type))
@@ -108,7 +108,10 @@ fn ids_are_the_same_each_time_and_differ_by_commit_and_path() {
     assert_ne!(id('1', b"a"), id('2', b"a"));
     assert_ne!(id('1', b"a"), id('1', b"b"));
     // Once written, these must not change: a repository loaded by an older version would double.
-    assert_eq!(id('1', b"a").to_string(), "4191f4e4-42cb-5dac-9707-909b428d5dd9");
+    assert_eq!(
+        id('1', b"a").to_string(),
+        "4191f4e4-42cb-5dac-9707-909b428d5dd9"
+    );
 }
 
 #[test]
