@@ -1,7 +1,16 @@
 //! `ringfold`: the command line of a cluster, and `ringfold dev`, a cluster on this machine.
+mod append;
+mod connect;
 mod dev;
 mod error;
+mod import;
+mod list;
+mod lookup;
 mod output;
+mod read;
+mod record;
+mod status;
+mod topology;
 
 use clap::{Parser, Subcommand};
 use error::{CliError, Exit};
@@ -46,6 +55,21 @@ pub struct Global {
 enum Command {
     /// Runs a cluster on this machine, each node a process of its own, until Ctrl-C
     Dev(dev::Args),
+    /// Appends one event to a stream
+    Append(append::Args),
+    /// Shows a stream's events
+    Read(read::Args),
+    /// Shows the states that streams fold to
+    Lookup(lookup::Args),
+    /// Shows the names of streams
+    List(list::Args),
+    /// Appends events from JSON lines; run again, it stores nothing twice
+    #[command(after_help = import::AFTER_HELP)]
+    Import(import::Args),
+    /// Asks each node how it is; ends with 1 unless all is well
+    Status,
+    /// Shows members, and who holds and leads each partition
+    Topology,
 }
 
 fn main() -> ExitCode {
@@ -78,6 +102,13 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
     let global = cli.global;
     match cli.command {
         Command::Dev(args) => dev::run(args, global.output).await,
+        Command::Append(args) => append::run(args, &global).await,
+        Command::Read(args) => read::run(args, &global).await,
+        Command::Lookup(args) => lookup::run(args, &global).await,
+        Command::List(args) => list::run(args, &global).await,
+        Command::Import(args) => import::run(args, &global).await,
+        Command::Status => status::run(&global).await,
+        Command::Topology => topology::run(&global).await,
     }
 }
 
@@ -97,7 +128,32 @@ mod tests {
             "ringfold", "dev", "--nodes", "1", "--", "ls", "-l", "--nodes",
         ])
         .unwrap();
-        let Command::Dev(args) = cli.command;
+        let Command::Dev(args) = cli.command else {
+            panic!("dev expected");
+        };
         assert!(format!("{args:?}").contains(r#"["ls", "-l", "--nodes"]"#));
+    }
+
+    #[test]
+    fn wrong_arguments_are_usage_errors() {
+        for args in [
+            &["lookup"][..],
+            &["lookup", "a-1", "--category", "a"],
+            &["lookup", "a-1", "--consistency", "eventual"],
+            &["append", "a-1"],
+            &["append", "a-1", "--type", "T", "--expect", "-1"],
+            &["append", "a-1", "--type", "T", "--id", "7"],
+            &["list", "-o", "yaml"],
+        ] {
+            let all = ["ringfold"].iter().chain(args);
+            let error = Cli::try_parse_from(all).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn endpoints_are_separated_by_commas() {
+        let cli = Cli::try_parse_from(["ringfold", "status", "--endpoints", "http://a,http://b"]);
+        assert_eq!(cli.unwrap().global.endpoints, ["http://a", "http://b"]);
     }
 }

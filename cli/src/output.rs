@@ -125,6 +125,23 @@ pub fn bytes_bar(length: Option<u64>) -> ProgressBar {
     }
 }
 
+/// Unix time in milliseconds as a person reads it, UTC.
+pub fn time(ms: i64) -> String {
+    let (days, ms) = (ms.div_euclid(86_400_000), ms.rem_euclid(86_400_000));
+    // Days since 0000-03-01, in eras of 400 years (Howard Hinnant's civil_from_days).
+    let z = days + 719_468;
+    let (era, of_era) = (z.div_euclid(146_097), z.rem_euclid(146_097));
+    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = era * 400 + year + i64::from(month <= 2);
+    let (hour, minute) = (ms / 3_600_000, ms / 60_000 % 60);
+    let (second, ms) = (ms / 1_000 % 60, ms % 1_000);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{ms:03}")
+}
+
 /// 1234567 as 1,234,567.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
@@ -195,6 +212,18 @@ mod tests {
         let text = shown(Format::Table, ROWS_MAX as u64 + 1);
         assert_eq!(text.matches("STREAM").count(), 2);
         assert_eq!(text.lines().count(), ROWS_MAX + 3);
+    }
+
+    #[test]
+    fn times_are_utc() {
+        for (ms, text) in [
+            (0, "1970-01-01 00:00:00.000"),
+            (951_782_400_123, "2000-02-29 00:00:00.123"),
+            (1_767_225_599_999, "2025-12-31 23:59:59.999"),
+            (-1, "1969-12-31 23:59:59.999"),
+        ] {
+            assert_eq!(time(ms), text);
+        }
     }
 
     #[test]
