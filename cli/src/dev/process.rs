@@ -97,7 +97,7 @@ struct Node {
 /// A node that ended though nobody asked it to.
 #[derive(Debug)]
 pub struct Death {
-    pub name: String,
+    /// Which, how, and the end of its log.
     pub message: String,
 }
 
@@ -178,7 +178,6 @@ impl Nodes {
             Err(e) => format!("its log {} cannot be read: {e}", log.display()),
         };
         Death {
-            name: node.plan.name.clone(),
             message: format!("{} ended unexpectedly ({status}); {told}", node.plan.name),
         }
     }
@@ -323,7 +322,7 @@ mod tests {
         let binary = script(folder.path(), "echo what went wrong >&2; exit 4");
         let mut nodes = Nodes::start(&[plan], &binary).unwrap();
         let death = nodes.next_death().await;
-        assert_eq!(death.name, "node-0");
+        assert!(death.message.starts_with("node-0 "), "{}", death.message);
         assert!(
             death.message.contains("exit status: 4"),
             "{}",

@@ -58,8 +58,8 @@ pub async fn check(
     let started = Instant::now();
     let mut lookups = futures::stream::iter(&tree)
         .map(|leaf| async move {
-            let state = client.lookup(&stream(&leaf.path), Consistency::Linearizable);
-            (leaf, state.await)
+            let name = stream(&leaf.path);
+            (leaf, client.lookup(&name, Consistency::Linearizable).await)
         })
         .buffer_unordered(IN_FLIGHT);
     while let Some((leaf, state)) = lookups.next().await {

@@ -85,7 +85,10 @@ fn derived_ids_depend_on_line_number_and_source() {
     assert_ne!(id(1, ""), id(2, ""));
     assert_ne!(id(1, ""), id(1, "other"));
     // Once written, these must not change: an input imported by an older version would double.
-    assert_eq!(id(1, "").to_string(), "382625e4-9b01-5f2d-b1f8-e31f5177ccfa");
+    assert_eq!(
+        id(1, "").to_string(),
+        "382625e4-9b01-5f2d-b1f8-e31f5177ccfa"
+    );
     // How the line ends does not matter.
     let event = read_line(1, b"{\"stream\":\"a\",\"type\":\"T\"}\r\n", "");
     assert_eq!(event.unwrap().unwrap().event.get_id(), id(1, ""));
