@@ -83,7 +83,7 @@ pub struct Applied {
 }
 
 /// Slow-changing facts of a replica, for status, routing and health.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {
     pub role: Role,
     pub term: u64,
@@ -96,6 +96,26 @@ pub struct Status {
 }
 
 impl ReplicaView {
+    pub fn new(group: GroupId, replica: ReplicaId, reader: Reader, applied: Applied) -> ReplicaView {
+        ReplicaView {
+            group,
+            replica,
+            reader,
+            applied: watch::Sender::new(applied),
+            unflushed_bytes: AtomicU64::new(0),
+            lease_until_ns: AtomicU64::new(0),
+            status: RwLock::default(),
+        }
+    }
+
+    /// Marks the replica as closed after a fault: it answers nothing any more.
+    pub fn close(&self, reason: &str) {
+        self.lease_until_ns.store(0, Ordering::Release);
+        let mut status = self.status.write();
+        status.role = Role::Closed;
+        status.closed_reason = Some(reason.into());
+    }
+
     /// Whether a LEASE read may be answered now without a round.
     pub fn lease_is_valid(&self) -> bool {
         crate::clock::boottime_ns() < self.lease_until_ns.load(Ordering::Acquire)

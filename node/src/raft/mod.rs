@@ -8,4 +8,8 @@ pub mod log;
 pub mod mailbox;
 pub mod membership;
 pub mod message;
+pub mod runtime;
 mod store;
+
+/// First byte of an entry's data.
+pub const ENTRY_FORMAT: u8 = 1;
