@@ -1,39 +1,42 @@
 //! This node as a member: bootstrap and join, and what follows from the meta group's state.
 use crate::api::errors::ApiError;
 use crate::api::node::{Membership as ApiMembership, NodeHooks, NodeInfo};
-use crate::ids::{GroupId, NodeId, ReplicaId};
-use crate::meta::controller;
-use crate::partition::apply::{CommandOutcome, MetaOutcome};
-use crate::peer::control::{ControlHandler, refusal};
-use crate::peer::transport::Transport;
-use crate::peer::{LocalNode, control};
-use crate::raft::driver::{Input, NewGroup};
-use crate::raft::handle::{ProposeError, RaftHandle, Role};
-use crate::replicas::ReplicaHome;
 use crate::identity;
+use crate::ids::{GroupId, NodeId, ReplicaId};
+use crate::meta::controller::{self, MetaFacts, MetaGroup, init_command};
+use crate::meta::join::{self, AskError, ControlClient, JoinError, Joining, join_loop};
+use crate::meta::replicas::wanted_replicas;
+use crate::meta::{FEATURE_LEVEL_MAX, propose};
+use crate::partition::apply::MetaOutcome;
+use crate::peer::LocalNode;
+use crate::peer::control::{ControlError, ControlHandler};
+use crate::peer::transport::Transport;
+use crate::raft::driver::{Input, MembershipChange, NewGroup};
+use crate::raft::handle::{ProposeError, RaftHandle};
+use crate::replicas::ReplicaHome;
 use futures::future::BoxFuture;
-use prost::Message as _;
 use ringfold_proto::internal::{
-    Hello, HelloAnswer, Identity, Join, JoinAnswer, MetaCommand, MetaGenesis, MetaInit, MetaJoin,
-    MetaState, NodeAddress, ReducerTable, Refusal, meta_command, reducer_table,
+    Hello, HelloAnswer, Identity, Join, JoinAnswer, MetaCommand, MetaGenesis, MetaJoin, MetaState,
+    ReducerTable, Refusal, reducer_table,
 };
 use ringfold_proto::v1;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
-/// The replica of the meta group and the node id that a cluster begins with.
-const FIRST: u64 = 1;
+/// A bootstrap must be applied within this time; said again it goes on.
+const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// This node's part in its cluster.
 pub struct Cluster {
     pub data_dir: PathBuf,
-    pub name: String,
-    pub client_url: String,
-    pub peer_address: String,
-    pub zone: String,
+    /// Name, zone and addresses, without ids.
+    pub me: MetaJoin,
+    pub seeds: Vec<String>,
     /// Held while the identity changes.
     pub identity: Mutex<Identity>,
     pub home: ReplicaHome,
@@ -43,47 +46,68 @@ pub struct Cluster {
     pub meta: watch::Receiver<Arc<MetaState>>,
     pub info: OnceLock<Arc<NodeInfo>>,
     /// Replicas that the log has a record of, destroyed ones too.
-    pub known: parking_lot::Mutex<HashSet<ReplicaId>>,
-    pub extra_counters: Box<dyn Fn() -> BTreeMap<String, u64> + Send + Sync>,
+    pub known: parking_lot::Mutex<BTreeSet<ReplicaId>>,
+    pub driver_counters: Box<dyn Fn() -> BTreeMap<String, u64> + Send + Sync>,
+    pub stop: CancellationToken,
+    pub controls: AtomicBool,
 }
 
 impl Cluster {
-    /// This member as a Join tells of it.
-    pub fn as_join(&self, identity: &Identity) -> MetaJoin {
+    /// This member as a join tells of it.
+    fn as_join(&self, identity: &Identity) -> MetaJoin {
         MetaJoin {
             token: identity.token.clone(),
             node_id: identity.node_id,
-            name: self.name.clone(),
-            client_url: self.client_url.clone(),
-            peer_address: self.peer_address.clone(),
-            zone: self.zone.clone(),
-            feature_level_max: crate::meta::FEATURE_LEVEL_MAX,
+            feature_level_max: FEATURE_LEVEL_MAX,
+            ..self.me.clone()
         }
     }
 
-    /// Makes the identity known to all parts of the node.
-    pub fn become_member(&self, identity: &Identity) {
+    /// Makes the identity known to all parts of the node, and starts what a member does.
+    pub fn become_member(self: &Arc<Self>, identity: &Identity) {
         let node = NodeId(identity.node_id);
-        self.transport.local().set(LocalNode { cluster_id: identity.cluster_id.as_str().into(), node });
+        let cluster_id: Arc<str> = identity.cluster_id.as_str().into();
+        self.transport.local().set(LocalNode { cluster_id, node });
         if let Some(info) = self.info.get() {
-            let _ = info
-                .membership
-                .set(ApiMembership { node, cluster_id: identity.cluster_id.clone() });
+            let cluster_id = identity.cluster_id.clone();
+            let _ = info.membership.set(ApiMembership { node, cluster_id });
+        }
+    }
+
+    /// Starts the meta group's replica and the controller.
+    pub fn start_member(self: &Arc<Self>, identity: &Identity) {
+        self.found_meta(identity);
+        if self.controls.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let init = identity
+            .bootstrap
+            .as_ref()
+            .map(|genesis| init_command(&identity.cluster_id, genesis, self.as_join(identity)));
+        let place: Arc<controller::Place> = Arc::new(|state: &MetaState| place(state));
+        tokio::spawn(controller::run(self.clone(), self.meta.clone(), init, place, self.stop.clone()));
+        if identity.bootstrap.is_some() {
+            let cluster = self.clone();
+            tokio::spawn(async move {
+                let mut identity = cluster.identity.lock().await;
+                if let Err(e) = cluster.finish_bootstrap(&mut identity).await {
+                    tracing::error!(error = %e, "the bootstrap is not finished");
+                }
+            });
         }
     }
 
     /// Creates the replica of the meta group that the identity names, unless the log has it.
-    pub fn found_meta(&self, identity: &Identity) {
+    fn found_meta(&self, identity: &Identity) {
         let replica = ReplicaId(identity.meta_replica_id);
         if identity.meta_replica_id == 0 || !self.known.lock().insert(replica) {
             return;
         }
         let first = identity.bootstrap.is_some();
-        let voters = [(replica, NodeId(identity.node_id))];
-        let voters = if first { &voters[..] } else { &[] };
-        let reducers = ReducerTable::default();
-        let new = self.home.found(GroupId::META, replica, voters, first, &reducers, &self.raft.replicas);
-        self.create(new);
+        let voter = [(replica, NodeId(identity.node_id))];
+        let voters = if first { &voter[..] } else { &[] };
+        let table = ReducerTable::default();
+        self.create(self.home.found(GroupId::META, replica, voters, first, &table, &self.raft.replicas));
     }
 
     fn create(&self, new: Option<NewGroup>) {
@@ -92,32 +116,35 @@ impl Cluster {
         }
     }
 
-    /// Creates the cluster, once. The first command is proposed until it is applied, also after a
-    /// crash in between.
-    async fn bootstrap(self: Arc<Self>, request: v1::BootstrapRequest) -> Result<v1::BootstrapResponse, ApiError> {
+    fn save(&self, identity: &Identity) -> Result<(), ApiError> {
+        identity::write(&self.data_dir, identity).map_err(ApiError::internal)
+    }
+
+    async fn bootstrap(
+        self: Arc<Self>,
+        request: v1::BootstrapRequest,
+    ) -> Result<v1::BootstrapResponse, ApiError> {
         let mut identity = self.identity.lock().await;
         if identity.cluster_id.is_empty() {
+            let (replica, node) = controller::first_voter();
+            let reducers = request.category_reducers.iter().map(|(c, r)| (c.clone(), *r as u32));
             let next = Identity {
                 cluster_id: request.cluster_id.clone(),
-                node_id: FIRST,
-                meta_replica_id: FIRST,
+                node_id: node.0,
+                meta_replica_id: replica.0,
                 bootstrap: Some(MetaGenesis {
                     partitions: request.partitions,
                     replication_factor: request.replication_factor,
                     initial_members: request.initial_members,
                     default_reducer: request.default_reducer as u32,
-                    category_reducers: request
-                        .category_reducers
-                        .iter()
-                        .map(|(c, r)| (c.clone(), *r as u32))
-                        .collect(),
+                    category_reducers: reducers.collect(),
                 }),
                 token: identity.token.clone(),
             };
-            self.save_identity(&next)?;
+            self.save(&next)?;
             *identity = next;
             self.become_member(&identity);
-            self.found_meta(&identity);
+            self.start_member(&identity);
         }
         if identity.cluster_id != request.cluster_id {
             return Err(ApiError::AlreadyBootstrapped { cluster_id: identity.cluster_id.clone() });
@@ -127,73 +154,66 @@ impl Cluster {
         Ok(v1::BootstrapResponse { cluster_id: request.cluster_id, node_id })
     }
 
-    fn save_identity(&self, identity: &Identity) -> Result<(), ApiError> {
-        identity::write(&self.data_dir, identity).map_err(|e| ApiError::internal(e))
+    /// Waits until the cluster's first command is applied, then forgets that it was to be said.
+    async fn finish_bootstrap(&self, identity: &mut Identity) -> Result<(), ApiError> {
+        if identity.bootstrap.is_none() {
+            return Ok(());
+        }
+        let mut meta = self.meta.clone();
+        let applied = meta.wait_for(|m| m.cluster_id == identity.cluster_id);
+        match tokio::time::timeout(BOOTSTRAP_TIMEOUT, applied).await {
+            Ok(Ok(_)) => {}
+            _ => return Err(ApiError::internal("the meta group has not taken its first command yet")),
+        }
+        let done = Identity { bootstrap: None, ..identity.clone() };
+        self.save(&done)?;
+        *identity = done;
+        Ok(())
     }
 
-    async fn finish_bootstrap(&self, identity: &mut Identity) -> Result<(), ApiError> {
-        let Some(genesis) = identity.bootstrap.clone() else { return Ok(()) };
-        let init = MetaInit {
-            cluster_id: identity.cluster_id.clone(),
-            partitions: genesis.partitions,
-            replication_factor: genesis.replication_factor,
-            initial_members: genesis.initial_members,
-            feature_level: crate::meta::FEATURE_LEVEL_MAX,
-            default_reducer: genesis.default_reducer,
-            category_reducers: genesis.category_reducers,
-            first: Some(self.as_join(identity)),
+    /// Joins where the node has no cluster yet; then reports whenever the cluster knows it
+    /// otherwise than it is.
+    pub async fn join(self: Arc<Self>) -> Result<(), JoinError> {
+        let seeds = || {
+            let known = self.transport.address_book().nodes().into_values().map(|a| a.peer_address);
+            let mut all: Vec<String> = known.collect();
+            all.extend(self.seeds.iter().filter(|s| **s != self.me.peer_address).cloned());
+            all
         };
-        let command = MetaCommand { if_epoch: 0, command: Some(meta_command::Command::Init(init)) };
-        for _ in 0..200 {
-            if self.meta.borrow().cluster_id == identity.cluster_id {
-                let done = Identity { bootstrap: None, ..identity.clone() };
-                self.save_identity(&done)?;
-                *identity = done;
+        let identity = self.identity.lock().await.clone();
+        if identity.cluster_id.is_empty() {
+            let joining = Joining { cluster_id: String::new(), me: self.as_join(&identity) };
+            let bootstrapped = async {
+                let mut local = self.transport.local().subscribe();
+                let _ = local.wait_for(Option::is_some).await;
+            };
+            tokio::select! {
+                // Told to bootstrap meanwhile.
+                () = bootstrapped => {}
+                answer = join_loop(&*self, &joining, seeds) => self.take_identity(answer?).await,
+            }
+        }
+        let mut meta = self.meta.clone();
+        loop {
+            let identity = self.identity.lock().await.clone();
+            let me = self.as_join(&identity);
+            let state = meta.borrow_and_update().clone();
+            if !state.cluster_id.is_empty() && join::must_report(&state, &me) {
+                let joining = Joining { cluster_id: identity.cluster_id, me };
+                join_loop(&*self, &joining, seeds).await?;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            if meta.changed().await.is_err() {
                 return Ok(());
             }
-            match self.propose_meta(command.clone()).await {
-                Ok(MetaOutcome::Refused(reason)) => {
-                    // Applied before a crash, or after an unknown outcome: the state tells.
-                    tracing::debug!(reason, "the cluster's first command was refused");
-                }
-                Ok(_) => continue,
-                Err(ProposeError::Closed(reason)) => {
-                    return Err(ApiError::internal(format_args!("the meta group is closed: {reason}")));
-                }
-                Err(_) => {}
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        Err(ApiError::internal("the meta group took no command within 20 s"))
-    }
-
-    /// Goes on with a bootstrap that a crash interrupted.
-    pub async fn resume_bootstrap(self: Arc<Self>) {
-        let mut identity = self.identity.lock().await;
-        if let Err(e) = self.finish_bootstrap(&mut identity).await {
-            tracing::error!(error = ?e, "the bootstrap could not be finished");
-        }
-    }
-
-    /// One command of the meta group, and what it came to.
-    pub async fn propose_meta(&self, command: MetaCommand) -> Result<MetaOutcome, ProposeError> {
-        let bytes = command.encode_to_vec().into();
-        let outcomes = self
-            .raft
-            .propose(GroupId::META, vec![bytes], 0)
-            .await
-            .unwrap_or(Err(ProposeError::Unknown))?;
-        match outcomes.into_iter().next() {
-            Some(CommandOutcome::Meta(outcome)) => Ok(outcome),
-            _ => Err(ProposeError::Unknown),
         }
     }
 
     /// Takes the identity that the cluster gave to this node.
-    pub async fn take_identity(&self, answer: JoinAnswer) -> Result<(), ApiError> {
+    async fn take_identity(self: &Arc<Self>, answer: JoinAnswer) {
         let mut identity = self.identity.lock().await;
         if !identity.cluster_id.is_empty() {
-            return Ok(());
+            return;
         }
         let next = Identity {
             cluster_id: answer.cluster_id,
@@ -202,17 +222,22 @@ impl Cluster {
             bootstrap: None,
             token: identity.token.clone(),
         };
-        self.save_identity(&next)?;
-        tracing::info!(cluster = next.cluster_id, node = next.node_id, "joined");
+        if let Err(e) = self.save(&next) {
+            tracing::error!(error = %e, "the identity could not be saved: the node has not joined");
+            return;
+        }
         *identity = next;
         self.become_member(&identity);
-        self.found_meta(&identity);
-        Ok(())
+        self.start_member(&identity);
     }
 
     /// Follows the meta group's state: addresses, and the replicas that this node must have.
     pub async fn follow(self: Arc<Self>) {
         let mut meta = self.meta.clone();
+        let mut local = self.transport.local().subscribe();
+        if local.wait_for(Option::is_some).await.is_err() {
+            return;
+        }
         loop {
             let state = meta.borrow_and_update().clone();
             self.transport.address_book().learn_members(&state);
@@ -223,21 +248,21 @@ impl Cluster {
         }
     }
 
-    async fn found_wanted(&self, state: &Arc<MetaState>) {
+    async fn found_wanted(&self, state: &MetaState) {
         let Some(local) = self.transport.local().get() else { return };
         let known = self.known.lock().clone();
-        let reducers = reducers_of(state);
-        for wanted in controller::wanted_replicas(state, local.node, &known) {
-            let (home, replicas, table) = (self.home.clone(), self.raft.replicas.clone(), reducers.clone());
+        let table = reducers_of(state);
+        for wanted in wanted_replicas(state, local.node, &known) {
             let replica = wanted.replica;
             self.known.lock().insert(replica);
+            let (home, replicas) = (self.home.clone(), self.raft.replicas.clone());
+            let table = table.clone();
             // Makes files: not on the runtime's threads.
             let made = tokio::task::spawn_blocking(move || {
                 let group = GroupId::of_partition(wanted.partition);
-                home.found(group, replica, &wanted.voters, wanted.first_placed, &table, &replicas)
-            })
-            .await;
-            match made {
+                home.found(group, replica, &wanted.genesis, wanted.first_placed, &table, &replicas)
+            });
+            match made.await {
                 Ok(new) => self.create(new),
                 Err(e) => tracing::error!(error = %e, %replica, "a replica could not be made"),
             }
@@ -247,11 +272,26 @@ impl Cluster {
     fn meta_leader(&self) -> Option<NodeId> {
         self.raft.replica(GroupId::META)?.status.read().leader
     }
+}
 
-    /// Whether this node leads the meta group.
-    pub fn leads_meta(&self) -> bool {
-        self.raft.replica(GroupId::META).is_some_and(|v| v.status.read().role == Role::Leader)
-    }
+/// The first placement of a cluster's partitions.
+fn place(state: &MetaState) -> Result<Vec<Vec<NodeId>>, String> {
+    let members: Vec<_> = state
+        .members
+        .iter()
+        .filter(|m| m.state == v1::MemberState::Active as u32)
+        .map(|m| ringfold_topology::Member { node_id: m.node_id, zone: m.zone.clone(), weight: 100 })
+        .collect();
+    let placed = ringfold_topology::place(&ringfold_topology::PlacementInput {
+        members: &members,
+        partitions: state.partitions,
+        replication_factor: state.replication_factor,
+        load_factor: ringfold_topology::LOAD_FACTOR,
+        current: None,
+    })
+    .map_err(|e| e.to_string())?;
+    let nodes = placed.placement.partitions.into_iter();
+    Ok(nodes.map(|nodes| nodes.into_iter().map(NodeId).collect()).collect())
 }
 
 /// The reducers that a cluster's partitions begin with.
@@ -264,38 +304,58 @@ fn reducers_of(state: &MetaState) -> ReducerTable {
 }
 
 #[tonic::async_trait]
+impl MetaGroup for Cluster {
+    async fn facts(&self) -> Option<MetaFacts> {
+        let own = self.raft.replica(GroupId::META)?.replica;
+        let (reply, facts) = oneshot::channel();
+        (self.input)(Input::Facts { group: GroupId::META, reply });
+        Some(MetaFacts { group: facts.await.ok()??, own })
+    }
+
+    async fn propose(&self, command: &MetaCommand) -> Result<MetaOutcome, ProposeError> {
+        propose(&self.raft, command).await
+    }
+
+    async fn change(&self, change: MembershipChange) -> Result<(), String> {
+        let (reply, changed) = oneshot::channel();
+        (self.input)(Input::ChangeMembership { group: GroupId::META, change, reply });
+        changed.await.unwrap_or_else(|_| Err("the node stops".into()))
+    }
+}
+
+#[tonic::async_trait]
 impl ControlHandler for Cluster {
     async fn hello(&self, _: Hello) -> HelloAnswer {
         let local = self.transport.local().get();
-        let mut nodes = self.transport.address_book().to_proto();
-        if let Some(local) = &local {
-            nodes.retain(|n| n.node_id != local.node.0);
-            nodes.push(NodeAddress {
-                node_id: local.node.0,
-                peer_address: self.peer_address.clone(),
-                client_url: self.client_url.clone(),
-            });
+        let state = self.meta.borrow().clone();
+        let me = local.as_ref().map_or(NodeId(0), |l| l.node);
+        let mut answer = join::answer_hello(&state, me, self.meta_leader());
+        if let Some(local) = local {
+            answer.cluster_id = local.cluster_id.to_string();
         }
-        HelloAnswer {
-            cluster_id: local.as_ref().map(|l| l.cluster_id.to_string()).unwrap_or_default(),
-            node_id: local.map_or(0, |l| l.node.0),
-            nodes,
-            meta_leader_node_id: self.meta_leader().map_or(0, |n| n.0),
-        }
+        answer
     }
 
     async fn join(&self, join: Join) -> Result<JoinAnswer, Refusal> {
-        let join = MetaJoin::decode(join.meta_join)
-            .map_err(|e| refusal("INVALID", format!("the join cannot be read: {e}")))?;
-        let command = MetaCommand { if_epoch: 0, command: Some(meta_command::Command::Join(join)) };
-        match self.propose_meta(command).await {
-            Ok(MetaOutcome::Joined { cluster_id, node_id, meta_replica_id }) => {
-                Ok(JoinAnswer { cluster_id, node_id, meta_replica_id })
-            }
-            Ok(MetaOutcome::Refused(reason)) => Err(refusal("REFUSED", reason)),
-            Ok(_) => Err(refusal("UNKNOWN", "the meta group gave an answer of another kind")),
-            Err(e) => Err(refusal("NOT_LEADER", e)),
-        }
+        join::answer_join(&self.raft, &self.meta, join).await
+    }
+}
+
+#[tonic::async_trait]
+impl ControlClient for Cluster {
+    async fn hello(&self, address: &str, hello: Hello) -> Result<HelloAnswer, AskError> {
+        self.transport.hello(address, hello).await.map_err(asked)
+    }
+
+    async fn join(&self, address: &str, join: Join) -> Result<JoinAnswer, AskError> {
+        self.transport.join(address, join).await.map_err(asked)
+    }
+}
+
+fn asked(e: ControlError) -> AskError {
+    match e {
+        ControlError::Refused(refusal) => AskError::Refused(refusal),
+        other => AskError::NoAnswer(other.to_string()),
     }
 }
 
@@ -315,11 +375,12 @@ impl NodeHooks for Hooks {
     }
 
     fn meta_voters(&self) -> Vec<NodeId> {
-        Vec::new()
+        let Some(view) = self.0.raft.replica(GroupId::META) else { return Vec::new() };
+        view.status.read().voters.to_vec()
     }
 
     fn counters(&self) -> BTreeMap<String, u64> {
-        let mut all = (self.0.extra_counters)();
+        let mut all = (self.0.driver_counters)();
         let peer = self.0.transport.counters().values();
         all.extend(peer.into_iter().map(|(name, n)| (format!("peer_{name}"), n)));
         all

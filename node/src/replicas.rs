@@ -1,8 +1,9 @@
 //! The replicas on this node's disk: opened at start, created from the placement, installed from
 //! checkpoints.
 use crate::ids::{GroupId, NodeId, ReplicaId};
+use crate::meta::database::MetaDatabase;
 use crate::meta::machine::MetaMachine;
-use crate::partition::apply::PartitionMachine;
+use crate::partition::apply::{Genesis, PartitionMachine};
 use crate::partition::store::{SharedResources, open_rocks};
 use crate::raft::apply::StateMachine;
 use crate::raft::driver::NewGroup;
@@ -20,14 +21,14 @@ use tokio::sync::watch;
 pub struct ReplicaHome {
     partitions: PathBuf,
     resources: SharedResources,
-    meta: Arc<watch::Sender<Arc<MetaState>>>,
+    meta: watch::Sender<Arc<MetaState>>,
 }
 
 impl ReplicaHome {
     pub fn new(
         data_dir: &Path,
         resources: SharedResources,
-        meta: Arc<watch::Sender<Arc<MetaState>>>,
+        meta: watch::Sender<Arc<MetaState>>,
     ) -> std::io::Result<ReplicaHome> {
         let partitions = data_dir.join("partitions");
         std::fs::create_dir_all(&partitions)?;
@@ -42,32 +43,38 @@ impl ReplicaHome {
         directory: u32,
     ) -> Result<Box<dyn StateMachine>, String> {
         let path = self.partitions.join(format!("{}.{directory}", replica.0));
-        let store = open_rocks(&path, &self.resources, false).map_err(|e| e.to_string())?;
         match group.partition() {
-            None => {
-                let m = MetaMachine::open(store, self.meta.clone()).map_err(|e| e.to_string())?;
-                Ok(Box::new(m))
-            }
-            Some(p) => {
-                let m = PartitionMachine::open(store, p).map_err(|e| e.to_string())?;
-                Ok(Box::new(m))
+            None => self.open_meta(&path, false),
+            Some(partition) => {
+                let genesis = Genesis { partition, reducers: ReducerTable::default() };
+                let m = PartitionMachine::open(&path, &self.resources, &genesis, false);
+                Ok(Box::new(m.map_err(|e| e.to_string())?))
             }
         }
     }
 
+    fn open_meta(&self, path: &Path, create: bool) -> Result<Box<dyn StateMachine>, String> {
+        let store = open_rocks(path, &self.resources, create).map_err(|e| e.to_string())?;
+        let store = Box::new(MetaDatabase::new(store));
+        Ok(Box::new(MetaMachine::open(store, self.meta.clone())?))
+    }
+
     /// Makes an empty database where no record names one yet.
-    fn create(&self, record: &ReplicaRecord, reducers: &ReducerTable) -> Result<(), String> {
+    fn create(&self, record: &ReplicaRecord, reducers: &ReducerTable) -> Result<Box<dyn StateMachine>, String> {
         let path = self.partitions.join(record.directory_name());
         let io = |e: std::io::Error| format!("{} cannot be made: {e}", path.display());
         if path.exists() {
             // Left by a crash before its record was written.
             std::fs::remove_dir_all(&path).map_err(io)?;
         }
-        let store = open_rocks(&path, &self.resources, true).map_err(|e| e.to_string())?;
-        if let Some(p) = record.group.partition() {
-            PartitionMachine::create(store, p, reducers).map_err(|e| e.to_string())?;
+        match record.group.partition() {
+            None => self.open_meta(&path, true),
+            Some(partition) => {
+                let genesis = Genesis { partition, reducers: reducers.clone() };
+                let m = PartitionMachine::open(&path, &self.resources, &genesis, true);
+                Ok(Box::new(m.map_err(|e| e.to_string())?))
+            }
         }
-        Ok(())
     }
 
     /// A replica as the log tells of it. An error closes it: its view says why.
@@ -103,9 +110,7 @@ impl ReplicaHome {
             destroyed: false,
             first_placed,
         };
-        let opened = self
-            .create(&record, reducers)
-            .and_then(|()| self.open(group, replica, record.directory));
+        let opened = self.create(&record, reducers);
         self.register(record, None, 0, true, opened, replicas)
     }
 

@@ -1,5 +1,6 @@
 //! One partition's content: keys and values, the apply of entries, folds, and reads.
 pub mod apply;
+mod closed;
 pub mod content;
 pub mod fold;
 mod heads;

@@ -29,6 +29,11 @@ impl Reader {
         Reader(Arc::new(ArcSwap::from_pointee(store)))
     }
 
+    /// Of a replica that does not run: every read fails with the reason.
+    pub fn closed(reason: &str) -> Reader {
+        Reader::new(Arc::new(super::closed::ClosedStore::new(reason)))
+    }
+
     /// What `other` reads is what this reader and all its clones read from now on.
     pub fn replace(&self, other: &Reader) {
         self.0.store(other.0.load_full());

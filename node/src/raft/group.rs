@@ -9,6 +9,7 @@ use crate::raft::driver::{
 use crate::raft::handle::{ProposeError, ProposeResult, ReadError, ReplicaView, Role, Status};
 use crate::raft::lease::Lease;
 use crate::raft::log::{LogOp, RaftLog, ReplicaRecord, Vote};
+use crate::raft::membership::Membership;
 use crate::raft::store::GroupStore;
 use bytes::Bytes;
 use prost_raft::Message as _;
@@ -110,6 +111,7 @@ pub(super) struct Group {
     /// Nodes of replicas whose messages came from there.
     nodes: HashMap<u64, NodeId>,
     published: Status,
+    voters: Arc<[NodeId]>,
     /// A planted fault.
     membership_is_lost: bool,
 }
@@ -218,6 +220,7 @@ impl Group {
             flushed: applied.min(truncated.0),
             nodes: HashMap::new(),
             published: Status::default(),
+            voters: voters_of(&record.membership),
             membership_is_lost: settings.faults.membership_lost_at_restart,
         })
     }
@@ -704,6 +707,7 @@ impl Group {
             ));
         }
         self.raw.mut_store().conf_state = cs;
+        self.voters = voters_of(&self.record.membership);
         self.lease.reset();
         self.publish_lease();
         self.hand_over(
@@ -1002,6 +1006,7 @@ impl Group {
             .ok_or_else(|| format!("raft installs a checkpoint at {} that was not offered", meta.index))?;
         self.raw.mut_store().install(meta.index, meta.term, incoming.membership.conf_state());
         self.record.directory = incoming.directory;
+        self.voters = voters_of(&incoming.membership);
         self.record.membership = incoming.membership;
         self.record.membership_index = incoming.membership_index;
         self.record.truncated_index = meta.index;
@@ -1045,6 +1050,7 @@ impl Group {
             commit_index: raft.raft_log.committed,
             flushed_index: self.flushed,
             closed_reason: None,
+            voters: self.voters.clone(),
         };
         if now != self.published {
             self.published = now.clone();
@@ -1079,6 +1085,11 @@ const MAX_STATE_TAG: u8 = 2 << 3;
 const SNAPSHOT_EVERY_TAG: u8 = 3 << 3;
 const COMMANDS_TAG: u8 = 15 << 3 | 2;
 const META_COMMANDS_TAG: u8 = 1 << 3 | 2;
+
+fn voters_of(membership: &Membership) -> Arc<[NodeId]> {
+    let node = |v: &u64| membership.nodes.get(&ReplicaId(*v)).copied();
+    membership.voters.iter().filter_map(node).collect()
+}
 
 fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {

@@ -93,6 +93,8 @@ pub struct Status {
     pub commit_index: u64,
     pub flushed_index: u64,
     pub closed_reason: Option<Arc<str>>,
+    /// Nodes of the group's voters, as this replica has applied.
+    pub voters: Arc<[NodeId]>,
 }
 
 impl ReplicaView {
@@ -161,6 +163,11 @@ pub struct RaftHandle {
 }
 
 impl RaftHandle {
+    /// Of a node whose log is lost: it only shows its closed replicas.
+    pub fn stopped(replicas: Arc<Replicas>) -> RaftHandle {
+        RaftHandle { replicas, sender: Arc::new(Err) }
+    }
+
     /// Proposes commands as one unit. The receiver fails only when the node goes down: then the
     /// outcome is unknown.
     pub fn propose(
