@@ -36,12 +36,18 @@ const TAG_PULSE: u8 = 1;
 pub enum FrameError {
     #[error("not a Ringfold peer: the magic bytes are missing")]
     Magic,
-    #[error("the peer speaks protocol version {0}, this node version {VERSION}: upgrade the older one")]
+    #[error(
+        "the peer speaks protocol version {0}, this node version {VERSION}: upgrade the older one"
+    )]
     Version(u16),
     #[error("unknown {what} {value}")]
     Unknown { what: &'static str, value: u8 },
     #[error("{what} of {bytes} bytes, at most {max} are allowed")]
-    TooLarge { what: &'static str, bytes: usize, max: usize },
+    TooLarge {
+        what: &'static str,
+        bytes: usize,
+        max: usize,
+    },
     #[error("the checksum of a {0} is wrong: bytes were changed on the way")]
     Checksum(&'static str),
     #[error("the {0} ends too early or too late")]
@@ -146,12 +152,29 @@ impl Handshake {
             2 => Kind::Entries,
             3 => Kind::Control,
             4 => Kind::Transfer,
-            value => return Err(FrameError::Unknown { what: "kind of connection", value }),
+            value => {
+                return Err(FrameError::Unknown {
+                    what: "kind of connection",
+                    value,
+                });
+            }
         };
         b.advance(1);
-        let (from, to, nonce) = (NodeId(b.get_u64_le()), NodeId(b.get_u64_le()), b.get_u64_le());
-        let cluster_id = std::str::from_utf8(b).map_err(|_| FrameError::ClusterId)?.into();
-        Ok(Handshake { kind, cluster_id, from, to, nonce })
+        let (from, to, nonce) = (
+            NodeId(b.get_u64_le()),
+            NodeId(b.get_u64_le()),
+            b.get_u64_le(),
+        );
+        let cluster_id = std::str::from_utf8(b)
+            .map_err(|_| FrameError::ClusterId)?
+            .into();
+        Ok(Handshake {
+            kind,
+            cluster_id,
+            from,
+            to,
+            nonce,
+        })
     }
 }
 
@@ -181,10 +204,20 @@ impl HandshakeAnswer {
             4 => Verdict::NotJoined,
             5 => Verdict::Busy,
             6 => Verdict::Malformed,
-            value => return Err(FrameError::Unknown { what: "answer to a handshake", value }),
+            value => {
+                return Err(FrameError::Unknown {
+                    what: "answer to a handshake",
+                    value,
+                });
+            }
         };
         b.advance(1);
-        Ok(HandshakeAnswer { version, verdict, node: NodeId(b.get_u64_le()), nonce: b.get_u64_le() })
+        Ok(HandshakeAnswer {
+            version,
+            verdict,
+            node: NodeId(b.get_u64_le()),
+            nonce: b.get_u64_le(),
+        })
     }
 }
 
@@ -193,8 +226,14 @@ fn check_start(bytes: &[u8]) -> Result<(), FrameError> {
     if !bytes.starts_with(&MAGIC) {
         return Err(FrameError::Magic);
     }
-    let version = bytes[4..].first_chunk().map_or(0, |v| u16::from_le_bytes(*v));
-    if version != VERSION { Err(FrameError::Version(version)) } else { Ok(()) }
+    let version = bytes[4..]
+        .first_chunk()
+        .map_or(0, |v| u16::from_le_bytes(*v));
+    if version != VERSION {
+        Err(FrameError::Version(version))
+    } else {
+        Ok(())
+    }
 }
 
 /// The bytes before the checksum that ends them.
@@ -223,7 +262,9 @@ pub fn put_frame(out: &mut BytesMut, payload: impl FnOnce(&mut BytesMut)) {
 
 /// Takes the next frame's payload off the front; `None`: more bytes must come first.
 pub fn take_frame(buffer: &mut BytesMut, bytes_max: usize) -> Result<Option<Bytes>, FrameError> {
-    let Some(head) = buffer.first_chunk::<FRAME_HEAD_BYTES>() else { return Ok(None) };
+    let Some(head) = buffer.first_chunk::<FRAME_HEAD_BYTES>() else {
+        return Ok(None);
+    };
     let [a, b, c, d, e, f, g, h] = *head;
     let (len_bytes, crc) = ([a, b, c, d], u32::from_le_bytes([e, f, g, h]));
     let len = u32::from_le_bytes(len_bytes) as usize;
@@ -294,9 +335,13 @@ pub fn take_payload(
     messages: &mut Vec<PeerMessage>,
 ) -> Result<RaftPayload, FrameError> {
     let before = messages.len();
-    let tag = payload.try_get_u8().map_err(|_| FrameError::Length("frame"))?;
+    let tag = payload
+        .try_get_u8()
+        .map_err(|_| FrameError::Length("frame"))?;
     match tag {
-        TAG_PULSE if payload.len() == 8 => Ok(RaftPayload::Pulse { wall_ms: payload.get_u64_le() }),
+        TAG_PULSE if payload.len() == 8 => Ok(RaftPayload::Pulse {
+            wall_ms: payload.get_u64_le(),
+        }),
         TAG_PULSE => Err(FrameError::Length("pulse")),
         TAG_MESSAGES => {
             while !payload.is_empty() {
@@ -308,7 +353,10 @@ pub fn take_payload(
             }
             Ok(RaftPayload::Messages)
         }
-        value => Err(FrameError::Unknown { what: "content of a frame", value }),
+        value => Err(FrameError::Unknown {
+            what: "content of a frame",
+            value,
+        }),
     }
 }
 
@@ -320,7 +368,12 @@ fn take_message(payload: &mut Bytes) -> Option<PeerMessage> {
     let from = ReplicaId(payload.get_u64_le());
     let to = ReplicaId(payload.get_u64_le());
     let len = payload.get_u32_le() as usize;
-    (len <= payload.len()).then(|| PeerMessage { group, from, to, bytes: payload.split_to(len) })
+    (len <= payload.len()).then(|| PeerMessage {
+        group,
+        from,
+        to,
+        bytes: payload.split_to(len),
+    })
 }
 
 #[cfg(test)]

@@ -147,7 +147,11 @@ impl Connection {
     /// Hands on the messages of one connection until it ends.
     async fn messages(&self, stream: TcpStream, from: NodeId) -> ReadFrameError {
         let heard = self.shared.heard(from);
-        let budget_bytes = self.shared.settings.receive_bytes.min(Semaphore::MAX_PERMITS);
+        let budget_bytes = self
+            .shared
+            .settings
+            .receive_bytes
+            .min(Semaphore::MAX_PERMITS);
         let budget = Arc::new(Semaphore::new(budget_bytes));
         let mut reader = FrameReader::new(stream, RAFT_FRAME_BYTES_MAX);
         let mut messages = Vec::new();
@@ -172,7 +176,10 @@ impl Connection {
                         }
                     }
                 };
-                let held = Bytes::from_owner(Held { bytes: payload, _permit: permit });
+                let held = Bytes::from_owner(Held {
+                    bytes: payload,
+                    _permit: permit,
+                });
                 match take_payload(held, &mut messages) {
                     Ok(RaftPayload::Messages) => {}
                     Ok(RaftPayload::Pulse { wall_ms }) => heard.pulse(wall_ms),
@@ -190,7 +197,10 @@ impl Connection {
 
     fn hand_on(&self, from: NodeId, messages: &mut Vec<PeerMessage>) {
         if !messages.is_empty() {
-            count(&self.shared.counters.received_messages, messages.len() as u64);
+            count(
+                &self.shared.counters.received_messages,
+                messages.len() as u64,
+            );
             (self.handlers.messages)(from, std::mem::take(messages));
         }
     }
@@ -236,7 +246,12 @@ impl LogLimit {
         now >= next
             && self
                 .next_ns
-                .compare_exchange(next, now + 1_000_000_000, Ordering::Relaxed, Ordering::Relaxed)
+                .compare_exchange(
+                    next,
+                    now + 1_000_000_000,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                )
                 .is_ok()
     }
 }
