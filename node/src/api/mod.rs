@@ -11,6 +11,8 @@ pub mod node;
 mod read;
 pub mod read_pool;
 mod server;
+#[cfg(test)]
+mod tests;
 pub mod validate;
 
 pub use server::{ServeError, serve};
