@@ -74,8 +74,7 @@ impl AddressBook {
 
     /// The node itself says where it is.
     pub fn learn_direct(&self, node: NodeId, peer_address: &str, client_url: &str) {
-        self.0
-            .send_if_modified(|b| b.set(node, peer_address, client_url));
+        self.0.send_if_modified(|b| b.set(node, peer_address, client_url));
     }
 
     /// Another node says where it is. `is_reachable`: whether we hear from it where we think it is.
@@ -153,23 +152,15 @@ mod tests {
     }
 
     fn state(members: Vec<MetaMember>) -> MetaState {
-        MetaState {
-            members,
-            ..Default::default()
-        }
+        MetaState { members, ..Default::default() }
     }
 
     fn hint(id: u64, address: &str) -> NodeAddress {
-        NodeAddress {
-            node_id: id,
-            peer_address: address.into(),
-            client_url: "u".into(),
-        }
+        NodeAddress { node_id: id, peer_address: address.into(), client_url: "u".into() }
     }
 
     fn address(book: &AddressBook, id: u64) -> Option<(String, u64)> {
-        book.get(NodeId(id))
-            .map(|a| (a.peer_address.to_string(), a.generation))
+        book.get(NodeId(id)).map(|a| (a.peer_address.to_string(), a.generation))
     }
 
     #[test]
@@ -206,10 +197,7 @@ mod tests {
     fn removed_nodes_and_empty_addresses_are_not_kept() {
         let book = AddressBook::default();
         book.learn_members(&state(vec![member(1, "a:1"), member(2, "")]));
-        let removed = MetaMember {
-            state: MemberState::Removed as u32,
-            ..member(1, "a:1")
-        };
+        let removed = MetaMember { state: MemberState::Removed as u32, ..member(1, "a:1") };
         book.learn_members(&state(vec![removed]));
         book.learn_direct(NodeId(0), "z:1", "u");
         assert!(book.nodes().is_empty());
@@ -223,10 +211,6 @@ mod tests {
         changes.changed().await;
         book.learn_direct(NodeId(1), "a:1", "u");
         let again = std::time::Duration::from_millis(20);
-        assert!(
-            tokio::time::timeout(again, changes.changed())
-                .await
-                .is_err()
-        );
+        assert!(tokio::time::timeout(again, changes.changed()).await.is_err());
     }
 }

@@ -62,9 +62,7 @@ pub async fn dial(
         }
         Ok((stream, answer.node))
     };
-    let late = DialError::Timeout {
-        ms: limit.as_millis() as u64,
-    };
+    let late = DialError::Timeout { ms: limit.as_millis() as u64 };
     timeout(limit, open).await.unwrap_or(Err(late))
 }
 
@@ -102,9 +100,7 @@ pub async fn greet(
             Ok(tail) => {
                 let mut bytes = head.to_vec();
                 bytes.resize(HANDSHAKE_HEAD_BYTES + tail, 0);
-                stream
-                    .read_exact(&mut bytes[HANDSHAKE_HEAD_BYTES..])
-                    .await?;
+                stream.read_exact(&mut bytes[HANDSHAKE_HEAD_BYTES..]).await?;
                 Handshake::decode(&bytes)
             }
             Err(e) => Err(e),
@@ -117,12 +113,7 @@ pub async fn greet(
             Err(_) => (Verdict::Malformed, 0),
         };
         let node = local.map_or(NodeId(0), |l| l.node);
-        let answer = HandshakeAnswer {
-            version: VERSION,
-            verdict,
-            node,
-            nonce,
-        };
+        let answer = HandshakeAnswer { version: VERSION, verdict, node, nonce };
         stream.write_all(&answer.encode()).await?;
         match outcome {
             Ok(h) if verdict == Verdict::Accepted => Ok(h),
@@ -130,9 +121,7 @@ pub async fn greet(
             Err(e) => Err(e.into()),
         }
     };
-    timeout(limit, read)
-        .await
-        .unwrap_or(Err(GreetError::Timeout))
+    timeout(limit, read).await.unwrap_or(Err(GreetError::Timeout))
 }
 
 /// Whether a connection is for this node. Control connections are how nodes find each other: there
@@ -140,11 +129,7 @@ pub async fn greet(
 pub fn judge(h: &Handshake, local: Option<&LocalNode>) -> Verdict {
     let control = h.kind == Kind::Control;
     let Some(local) = local else {
-        return if control {
-            Verdict::Accepted
-        } else {
-            Verdict::NotJoined
-        };
+        return if control { Verdict::Accepted } else { Verdict::NotJoined };
     };
     if h.cluster_id.is_empty() || h.from == NodeId(0) {
         if !control {
@@ -182,11 +167,7 @@ pub struct FrameReader<R> {
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub fn new(stream: R, frame_bytes_max: usize) -> FrameReader<R> {
-        FrameReader {
-            stream,
-            buffer: BytesMut::new(),
-            frame_bytes_max,
-        }
+        FrameReader { stream, buffer: BytesMut::new(), frame_bytes_max }
     }
 
     pub fn get_mut(&mut self) -> &mut R {
@@ -220,21 +201,12 @@ mod tests {
 
     fn handshake(kind: Kind, cluster: &str, from: u64, to: u64) -> Handshake {
         let cluster_id = cluster.into();
-        Handshake {
-            kind,
-            cluster_id,
-            from: NodeId(from),
-            to: NodeId(to),
-            nonce: 1,
-        }
+        Handshake { kind, cluster_id, from: NodeId(from), to: NodeId(to), nonce: 1 }
     }
 
     #[test]
     fn only_a_peer_of_this_cluster_that_means_this_node_gets_in() {
-        let local = LocalNode {
-            cluster_id: "c".into(),
-            node: NodeId(2),
-        };
+        let local = LocalNode { cluster_id: "c".into(), node: NodeId(2) };
         let verdict =
             |kind, cluster, from, to| judge(&handshake(kind, cluster, from, to), Some(&local));
         for kind in [Kind::Votes, Kind::Entries, Kind::Transfer] {
@@ -257,10 +229,7 @@ mod tests {
         for kind in [Kind::Votes, Kind::Entries, Kind::Transfer] {
             assert_eq!(judge(&handshake(kind, "c", 1, 2), None), Verdict::NotJoined);
         }
-        assert_eq!(
-            judge(&handshake(Kind::Control, "c", 1, 0), None),
-            Verdict::Accepted
-        );
+        assert_eq!(judge(&handshake(Kind::Control, "c", 1, 0), None), Verdict::Accepted);
     }
 
     #[tokio::test]

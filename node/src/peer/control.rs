@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 const REQUEST_BYTES_MAX: usize = 256 << 10;
-const ANSWER_BYTES_MAX: usize = 4 << 20;
+pub(super) const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// A connection without a request for so long is closed.
 const IDLE: Duration = Duration::from_secs(60);
 /// For an answer; chunks may wait for the sender's rate.
@@ -66,10 +66,7 @@ fn no_transfers() -> Refusal {
 }
 
 pub fn refusal(reason: &str, message: impl ToString) -> Refusal {
-    Refusal {
-        reason: reason.into(),
-        message: message.to_string(),
-    }
+    Refusal { reason: reason.into(), message: message.to_string() }
 }
 
 /// Why a request to a peer has no answer. After all but `Refused` the connection is of no more use.
@@ -101,10 +98,7 @@ pub struct PeerClient {
 
 impl PeerClient {
     pub(super) fn new(stream: TcpStream, node: NodeId) -> PeerClient {
-        PeerClient {
-            reader: FrameReader::new(stream, ANSWER_BYTES_MAX),
-            node,
-        }
+        PeerClient { reader: FrameReader::new(stream, ANSWER_BYTES_MAX), node }
     }
 
     pub async fn hello(&mut self, hello: Hello) -> Result<HelloAnswer, ControlError> {
@@ -151,22 +145,17 @@ impl PeerClient {
     }
 
     async fn ask(&mut self, request: Request, limit: Duration) -> Result<Response, ControlError> {
-        let request = ControlRequest {
-            request: Some(request),
-        };
+        let request = ControlRequest { request: Some(request) };
         let bytes = request.encoded_len();
         if bytes > REQUEST_BYTES_MAX {
             return Err(ControlError::TooLarge { bytes });
         }
         let exchange = async {
-            write(self.reader.get_mut(), &request)
-                .await
-                .map_err(ReadFrameError::Io)?;
+            write(self.reader.get_mut(), &request).await.map_err(ReadFrameError::Io)?;
             Ok(self.reader.next().await?)
         };
-        let payload = timeout(limit, exchange)
-            .await
-            .unwrap_or(Err(ControlError::Timeout(limit)))?;
+        let payload =
+            timeout(limit, exchange).await.unwrap_or(Err(ControlError::Timeout(limit)))?;
         let response = ControlResponse::decode(payload).map_err(|_| ControlError::Unexpected)?;
         match response.response {
             Some(Response::Refusal(refusal)) => Err(ControlError::Refused(refusal)),
@@ -198,14 +187,11 @@ pub(super) async fn serve(
         };
         count(&counters.control_requests, 1);
         let request = match ControlRequest::decode(payload) {
-            Ok(ControlRequest {
-                request: Some(request),
-            }) => Ok(request),
+            Ok(ControlRequest { request: Some(request) }) => Ok(request),
             // A newer peer's request: it hears that, and the connection stays.
-            Ok(ControlRequest { request: None }) => Err(refusal(
-                "UNKNOWN_REQUEST",
-                "this node does not know the request",
-            )),
+            Ok(ControlRequest { request: None }) => {
+                Err(refusal("UNKNOWN_REQUEST", "this node does not know the request"))
+            }
             Err(_) => return FrameError::Length("request").into(),
         };
         let answer = match request {
@@ -216,14 +202,10 @@ pub(super) async fn serve(
             count(&counters.control_refusals, 1);
             Response::Refusal(refusal)
         });
-        let mut response = ControlResponse {
-            response: Some(response),
-        };
+        let mut response = ControlResponse { response: Some(response) };
         if response.encoded_len() > ANSWER_BYTES_MAX {
             let too_large = refusal("ANSWER_TOO_LARGE", "the answer is too large for a frame");
-            response = ControlResponse {
-                response: Some(Response::Refusal(too_large)),
-            };
+            response = ControlResponse { response: Some(Response::Refusal(too_large)) };
         }
         match timeout(ANSWER, write(reader.get_mut(), &response)).await {
             Ok(Ok(())) => {}
@@ -239,11 +221,9 @@ async fn answer(request: Request, from: NodeId, to: &Handlers) -> Result<Respons
         Request::Join(join) => to.control.join(join).await.map(Response::Join),
         Request::FetchManifest(f) => to.transfers.manifest(from, f).await.map(Response::Manifest),
         Request::FetchChunk(f) => to.transfers.chunk(from, f).await.map(Response::Chunk),
-        Request::Offer(offer) => to
-            .transfers
-            .offer(from, offer)
-            .await
-            .map(|()| Response::Taken(Taken {})),
+        Request::Offer(offer) => {
+            to.transfers.offer(from, offer).await.map(|()| Response::Taken(Taken {}))
+        }
         Request::TransferDone(done) => {
             to.transfers.done(from, done).await;
             Ok(Response::Taken(Taken {}))

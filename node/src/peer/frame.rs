@@ -43,11 +43,7 @@ pub enum FrameError {
     #[error("unknown {what} {value}")]
     Unknown { what: &'static str, value: u8 },
     #[error("{what} of {bytes} bytes, at most {max} are allowed")]
-    TooLarge {
-        what: &'static str,
-        bytes: usize,
-        max: usize,
-    },
+    TooLarge { what: &'static str, bytes: usize, max: usize },
     #[error("the checksum of a {0} is wrong: bytes were changed on the way")]
     Checksum(&'static str),
     #[error("the {0} ends too early or too late")]
@@ -153,28 +149,13 @@ impl Handshake {
             3 => Kind::Control,
             4 => Kind::Transfer,
             value => {
-                return Err(FrameError::Unknown {
-                    what: "kind of connection",
-                    value,
-                });
+                return Err(FrameError::Unknown { what: "kind of connection", value });
             }
         };
         b.advance(1);
-        let (from, to, nonce) = (
-            NodeId(b.get_u64_le()),
-            NodeId(b.get_u64_le()),
-            b.get_u64_le(),
-        );
-        let cluster_id = std::str::from_utf8(b)
-            .map_err(|_| FrameError::ClusterId)?
-            .into();
-        Ok(Handshake {
-            kind,
-            cluster_id,
-            from,
-            to,
-            nonce,
-        })
+        let (from, to, nonce) = (NodeId(b.get_u64_le()), NodeId(b.get_u64_le()), b.get_u64_le());
+        let cluster_id = std::str::from_utf8(b).map_err(|_| FrameError::ClusterId)?.into();
+        Ok(Handshake { kind, cluster_id, from, to, nonce })
     }
 }
 
@@ -205,10 +186,7 @@ impl HandshakeAnswer {
             5 => Verdict::Busy,
             6 => Verdict::Malformed,
             value => {
-                return Err(FrameError::Unknown {
-                    what: "answer to a handshake",
-                    value,
-                });
+                return Err(FrameError::Unknown { what: "answer to a handshake", value });
             }
         };
         b.advance(1);
@@ -226,14 +204,8 @@ fn check_start(bytes: &[u8]) -> Result<(), FrameError> {
     if !bytes.starts_with(&MAGIC) {
         return Err(FrameError::Magic);
     }
-    let version = bytes[4..]
-        .first_chunk()
-        .map_or(0, |v| u16::from_le_bytes(*v));
-    if version != VERSION {
-        Err(FrameError::Version(version))
-    } else {
-        Ok(())
-    }
+    let version = bytes[4..].first_chunk().map_or(0, |v| u16::from_le_bytes(*v));
+    if version != VERSION { Err(FrameError::Version(version)) } else { Ok(()) }
 }
 
 /// The bytes before the checksum that ends them.
@@ -335,13 +307,9 @@ pub fn take_payload(
     messages: &mut Vec<PeerMessage>,
 ) -> Result<RaftPayload, FrameError> {
     let before = messages.len();
-    let tag = payload
-        .try_get_u8()
-        .map_err(|_| FrameError::Length("frame"))?;
+    let tag = payload.try_get_u8().map_err(|_| FrameError::Length("frame"))?;
     match tag {
-        TAG_PULSE if payload.len() == 8 => Ok(RaftPayload::Pulse {
-            wall_ms: payload.get_u64_le(),
-        }),
+        TAG_PULSE if payload.len() == 8 => Ok(RaftPayload::Pulse { wall_ms: payload.get_u64_le() }),
         TAG_PULSE => Err(FrameError::Length("pulse")),
         TAG_MESSAGES => {
             while !payload.is_empty() {
@@ -353,10 +321,7 @@ pub fn take_payload(
             }
             Ok(RaftPayload::Messages)
         }
-        value => Err(FrameError::Unknown {
-            what: "content of a frame",
-            value,
-        }),
+        value => Err(FrameError::Unknown { what: "content of a frame", value }),
     }
 }
 
@@ -368,12 +333,7 @@ fn take_message(payload: &mut Bytes) -> Option<PeerMessage> {
     let from = ReplicaId(payload.get_u64_le());
     let to = ReplicaId(payload.get_u64_le());
     let len = payload.get_u32_le() as usize;
-    (len <= payload.len()).then(|| PeerMessage {
-        group,
-        from,
-        to,
-        bytes: payload.split_to(len),
-    })
+    (len <= payload.len()).then(|| PeerMessage { group, from, to, bytes: payload.split_to(len) })
 }
 
 #[cfg(test)]

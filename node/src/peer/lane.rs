@@ -52,20 +52,12 @@ enum End {
 
 impl Lane {
     pub fn new(node: NodeId, channel: Channel) -> Lane {
-        Lane {
-            node,
-            channel,
-            queue: Mutex::default(),
-            wake: Notify::new(),
-        }
+        Lane { node, channel, queue: Mutex::default(), wake: Notify::new() }
     }
 
     /// False: they would go beyond `bytes_max` and were dropped, all of them.
     pub fn push(&self, mut messages: Vec<PeerMessage>, bytes_max: usize) -> bool {
-        let bytes: usize = messages
-            .iter()
-            .map(|m| MESSAGE_HEAD_BYTES + m.bytes.len())
-            .sum();
+        let bytes: usize = messages.iter().map(|m| MESSAGE_HEAD_BYTES + m.bytes.len()).sum();
         {
             let mut q = self.queue.lock();
             if q.bytes > 0 && q.bytes + bytes > bytes_max {
@@ -88,10 +80,7 @@ impl Lane {
     }
 
     fn drop_waiting(&self, shared: &Shared) {
-        count(
-            &shared.counters.dropped_unconnected,
-            self.take().len() as u64,
-        );
+        count(&shared.counters.dropped_unconnected, self.take().len() as u64);
     }
 
     /// Connects, again and again, until the transport stops or the node has no address any more.
@@ -110,13 +99,7 @@ impl Lane {
         let mut failing = false;
         while let (Some(local), Some(address)) = (shared.local.get(), shared.book.get(self.node)) {
             let handshake = self.handshake(local);
-            match dial(
-                &address.peer_address,
-                &handshake,
-                shared.settings.connect_timeout(),
-            )
-            .await
-            {
+            match dial(&address.peer_address, &handshake, shared.settings.connect_timeout()).await {
                 Ok((stream, _)) => {
                     count(&shared.counters.connects, 1);
                     tracing::info!(
@@ -126,9 +109,7 @@ impl Lane {
                         "connected to a peer"
                     );
                     let start = Instant::now();
-                    let end = self
-                        .pump(stream, shared, &mut changes, address.generation)
-                        .await;
+                    let end = self.pump(stream, shared, &mut changes, address.generation).await;
                     failing = false;
                     if start.elapsed() >= GOOD_CONNECTION {
                         backoff_ms = BACKOFF_MS_MIN;
@@ -188,12 +169,8 @@ impl Lane {
         changes: &mut Changes,
         generation: u64,
     ) -> End {
-        let moved = || {
-            shared
-                .book
-                .get(self.node)
-                .is_none_or(|address| address.generation != generation)
-        };
+        let moved =
+            || shared.book.get(self.node).is_none_or(|address| address.generation != generation);
         let mut buffer = BytesMut::new();
         let next_pulse = sleep_until(Instant::now());
         tokio::pin!(next_pulse);
@@ -209,10 +186,7 @@ impl Lane {
                         "raft messages that no frame can hold were dropped"
                     );
                 }
-                count(
-                    &shared.counters.sent_messages,
-                    messages.len() as u64 - left_out,
-                );
+                count(&shared.counters.sent_messages, messages.len() as u64 - left_out);
             }
             if next_pulse.is_elapsed() || next_pulse.deadline() <= Instant::now() {
                 put_pulse(&mut buffer, clock::wall_ms());

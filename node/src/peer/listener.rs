@@ -104,12 +104,8 @@ impl Connection {
                 self.take_messages(stream, &handshake).await;
             }
             Kind::Control | Kind::Transfer => {
-                let served = control::serve(
-                    stream,
-                    handshake.from,
-                    &self.handlers,
-                    &self.shared.counters,
-                );
+                let served =
+                    control::serve(stream, handshake.from, &self.handlers, &self.shared.counters);
                 self.ended(&handshake, served.await);
             }
         }
@@ -147,11 +143,7 @@ impl Connection {
     /// Hands on the messages of one connection until it ends.
     async fn messages(&self, stream: TcpStream, from: NodeId) -> ReadFrameError {
         let heard = self.shared.heard(from);
-        let budget_bytes = self
-            .shared
-            .settings
-            .receive_bytes
-            .min(Semaphore::MAX_PERMITS);
+        let budget_bytes = self.shared.settings.receive_bytes.min(Semaphore::MAX_PERMITS);
         let budget = Arc::new(Semaphore::new(budget_bytes));
         let mut reader = FrameReader::new(stream, RAFT_FRAME_BYTES_MAX);
         let mut messages = Vec::new();
@@ -176,10 +168,7 @@ impl Connection {
                         }
                     }
                 };
-                let held = Bytes::from_owner(Held {
-                    bytes: payload,
-                    _permit: permit,
-                });
+                let held = Bytes::from_owner(Held { bytes: payload, _permit: permit });
                 match take_payload(held, &mut messages) {
                     Ok(RaftPayload::Messages) => {}
                     Ok(RaftPayload::Pulse { wall_ms }) => heard.pulse(wall_ms),
@@ -197,10 +186,7 @@ impl Connection {
 
     fn hand_on(&self, from: NodeId, messages: &mut Vec<PeerMessage>) {
         if !messages.is_empty() {
-            count(
-                &self.shared.counters.received_messages,
-                messages.len() as u64,
-            );
+            count(&self.shared.counters.received_messages, messages.len() as u64);
             (self.handlers.messages)(from, std::mem::take(messages));
         }
     }
@@ -246,12 +232,7 @@ impl LogLimit {
         now >= next
             && self
                 .next_ns
-                .compare_exchange(
-                    next,
-                    now + 1_000_000_000,
-                    Ordering::Relaxed,
-                    Ordering::Relaxed,
-                )
+                .compare_exchange(next, now + 1_000_000_000, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok()
     }
 }

@@ -221,9 +221,7 @@ impl Transport {
 
     /// Takes connections until the transport stops.
     pub fn listen(&self, listener: TcpListener, handlers: Handlers) {
-        self.0
-            .runtime
-            .spawn(listener::accept(self.0.clone(), listener, handlers));
+        self.0.runtime.spawn(listener::accept(self.0.clone(), listener, handlers));
     }
 
     /// Never waits. All messages of one call to one peer on one channel go out together, or are
@@ -257,12 +255,7 @@ impl Transport {
     /// Whether the node was heard from within the last 3 s. True for this node itself.
     pub fn is_reachable(&self, node: NodeId) -> bool {
         self.0.local.get().is_some_and(|l| l.node == node)
-            || self
-                .0
-                .heard
-                .read()
-                .get(&node)
-                .is_some_and(|h| h.is_recent())
+            || self.0.heard.read().get(&node).is_some_and(|h| h.is_recent())
     }
 
     /// How far this node's wall clock is ahead of the median of the peers heard from; `None`: of
@@ -300,13 +293,7 @@ impl Transport {
             Some(local) => (local.cluster_id, local.node),
             None => ("".into(), NodeId(0)),
         };
-        let handshake = Handshake {
-            kind,
-            cluster_id,
-            from,
-            to,
-            nonce: rand::random(),
-        };
+        let handshake = Handshake { kind, cluster_id, from, to, nonce: rand::random() };
         let (stream, node) = dial(address, &handshake, self.0.settings.connect_timeout()).await?;
         Ok(PeerClient::new(stream, node))
     }
@@ -333,10 +320,15 @@ impl Transport {
 
     /// One Join to the node at `address`, which must lead the meta group.
     pub async fn join(&self, address: &str, join: Join) -> Result<JoinAnswer, ControlError> {
-        self.connect(address, NodeId(0), Kind::Control)
-            .await?
-            .join(join)
-            .await
+        self.connect(address, NodeId(0), Kind::Control).await?.join(join).await
+    }
+
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.0.runtime
+    }
+
+    pub(super) fn stopped(&self) -> CancellationToken {
+        self.0.stop.clone()
     }
 
     /// Closes all connections; later messages are dropped.

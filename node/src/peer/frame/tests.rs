@@ -3,18 +3,14 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 fn messages() -> impl Strategy<Value = Vec<PeerMessage>> {
-    let message = (
-        any::<u32>(),
-        any::<u64>(),
-        any::<u64>(),
-        vec(any::<u8>(), 0..200),
-    )
-        .prop_map(|(group, from, to, bytes)| PeerMessage {
+    let message = (any::<u32>(), any::<u64>(), any::<u64>(), vec(any::<u8>(), 0..200)).prop_map(
+        |(group, from, to, bytes)| PeerMessage {
             group: GroupId(group),
             from: ReplicaId(from),
             to: ReplicaId(to),
             bytes: bytes.into(),
-        });
+        },
+    );
     vec(message, 0..30)
 }
 
@@ -25,20 +21,15 @@ fn handshake() -> impl Strategy<Value = Handshake> {
         Just(Kind::Control),
         Just(Kind::Transfer)
     ];
-    (
-        kind,
-        "[a-z0-9-]{0,60}",
-        any::<u64>(),
-        any::<u64>(),
-        any::<u64>(),
-    )
-        .prop_map(|(kind, cluster_id, from, to, nonce)| Handshake {
+    (kind, "[a-z0-9-]{0,60}", any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
+        |(kind, cluster_id, from, to, nonce)| Handshake {
             kind,
             cluster_id: cluster_id.into(),
             from: NodeId(from),
             to: NodeId(to),
             nonce,
-        })
+        },
+    )
 }
 
 /// Every frame of a stream that comes in pieces, until the end or an error.
@@ -152,10 +143,7 @@ fn a_frame_that_claims_too_much_is_refused_before_it_comes() {
 #[test]
 fn zeros_are_no_frame() {
     let mut buffer = BytesMut::from(&[0; 64][..]);
-    assert_eq!(
-        take_frame(&mut buffer, 1000).unwrap_err(),
-        FrameError::Checksum("frame")
-    );
+    assert_eq!(take_frame(&mut buffer, 1000).unwrap_err(), FrameError::Checksum("frame"));
 }
 
 #[test]
@@ -166,12 +154,8 @@ fn large_messages_are_spread_over_frames_and_an_impossible_one_is_left_out() {
         to: ReplicaId(2),
         bytes: Bytes::from(vec![7; len]),
     };
-    let sent = [
-        message(3 << 20),
-        message(3 << 20),
-        message(RAFT_FRAME_BYTES_MAX),
-        message(5 << 20),
-    ];
+    let sent =
+        [message(3 << 20), message(3 << 20), message(RAFT_FRAME_BYTES_MAX), message(5 << 20)];
     let mut bytes = BytesMut::new();
     assert_eq!(put_messages(&mut bytes, &sent), 1);
     let mut frames = Vec::new();
@@ -194,10 +178,7 @@ fn another_version_is_named_before_anything_else_is_read() {
     };
     let mut bytes = h.encode().unwrap();
     bytes[4] = 9;
-    assert_eq!(
-        Handshake::tail_bytes(bytes.first_chunk().unwrap()),
-        Err(FrameError::Version(9))
-    );
+    assert_eq!(Handshake::tail_bytes(bytes.first_chunk().unwrap()), Err(FrameError::Version(9)));
 }
 
 #[test]
@@ -213,8 +194,5 @@ fn an_overlong_cluster_id_is_refused_on_both_sides() {
     h.cluster_id = "x".into();
     let mut bytes = h.encode().unwrap();
     bytes[7] = 200;
-    assert!(matches!(
-        Handshake::decode(&bytes),
-        Err(FrameError::TooLarge { .. })
-    ));
+    assert!(matches!(Handshake::decode(&bytes), Err(FrameError::TooLarge { .. })));
 }

@@ -19,17 +19,10 @@ struct Answers(AddressBook, LocalNodeCell);
 #[tonic::async_trait]
 impl ControlHandler for Answers {
     async fn hello(&self, hello: Hello) -> HelloAnswer {
-        self.0.learn_direct(
-            NodeId(hello.node_id),
-            &hello.peer_address,
-            &hello.client_url,
-        );
+        self.0.learn_direct(NodeId(hello.node_id), &hello.peer_address, &hello.client_url);
         let local = self.1.get();
         HelloAnswer {
-            cluster_id: local
-                .as_ref()
-                .map(|l| l.cluster_id.to_string())
-                .unwrap_or_default(),
+            cluster_id: local.as_ref().map(|l| l.cluster_id.to_string()).unwrap_or_default(),
             node_id: local.map_or(0, |l| l.node.0),
             nodes: self.0.to_proto(),
             meta_leader_node_id: 0,
@@ -53,10 +46,7 @@ async fn peer_with(local: Option<(&str, u64)>, settings: TransportSettings) -> P
 }
 
 fn peer_on(listener: TcpListener, local: Option<(&str, u64)>, settings: TransportSettings) -> Peer {
-    let local = local.map(|(c, n)| LocalNode {
-        cluster_id: c.into(),
-        node: NodeId(n),
-    });
+    let local = local.map(|(c, n)| LocalNode { cluster_id: c.into(), node: NodeId(n) });
     let (cell, book) = (LocalNodeCell::new(local), AddressBook::default());
     let transport = Transport::new(settings, cell.clone(), book.clone(), Handle::current());
     let address = listener.local_addr().unwrap().to_string();
@@ -70,11 +60,7 @@ fn peer_on(listener: TcpListener, local: Option<(&str, u64)>, settings: Transpor
         transfers: Arc::new(NoTransfers),
     };
     transport.listen(listener, handlers);
-    Peer {
-        transport,
-        address,
-        received,
-    }
+    Peer { transport, address, received }
 }
 
 async fn peer(node: u64) -> Peer {
@@ -83,18 +69,11 @@ async fn peer(node: u64) -> Peer {
 
 impl Peer {
     fn knows(&self, node: u64, other: &Peer) {
-        self.transport
-            .address_book()
-            .learn_direct(NodeId(node), &other.address, "u");
+        self.transport.address_book().learn_direct(NodeId(node), &other.address, "u");
     }
 
     fn send(&self, to: u64, channel: Channel, messages: impl IntoIterator<Item = PeerMessage>) {
-        self.transport.send(
-            messages
-                .into_iter()
-                .map(|m| (NodeId(to), channel, m))
-                .collect(),
-        );
+        self.transport.send(messages.into_iter().map(|m| (NodeId(to), channel, m)).collect());
     }
 
     fn counter(&self, name: &str) -> u64 {
@@ -111,10 +90,7 @@ impl Peer {
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(
-            start.elapsed() < Duration::from_secs(20),
-            "not within 20 s: {what}"
-        );
+        assert!(start.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
         sleep(Duration::from_millis(5)).await;
     }
 }
@@ -148,10 +124,7 @@ async fn messages_of_many_rounds_arrive_once_and_in_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn votes_pass_while_entries_are_stuck() {
-    let settings = TransportSettings {
-        receive_bytes: 1000,
-        ..Default::default()
-    };
+    let settings = TransportSettings { receive_bytes: 1000, ..Default::default() };
     let (a, b) = (peer(1).await, peer_with(Some((CLUSTER, 2)), settings).await);
     a.knows(2, &b);
     // The receiver keeps the first of these, so the bound on what it may keep stops the channel.
@@ -161,10 +134,7 @@ async fn votes_pass_while_entries_are_stuck() {
     a.send(2, Channel::Votes, [message(3, vec![3])]);
     until("the vote arrives", || b.received.lock().len() == 2).await;
     let kept = b.receives(2).await;
-    assert_eq!(
-        kept.iter().map(|(_, m)| m.group.0).collect::<Vec<_>>(),
-        [1, 3]
-    );
+    assert_eq!(kept.iter().map(|(_, m)| m.group.0).collect::<Vec<_>>(), [1, 3]);
     // Let go of, it makes room.
     drop(kept);
     assert_eq!(b.receives(1).await[0].1.group, GroupId(2));
@@ -210,11 +180,7 @@ async fn a_peer_that_restarts_at_its_address_is_connected_again() {
         listener = TcpListener::bind(&address).await.ok();
         sleep(Duration::from_millis(10)).await;
     }
-    let b = peer_on(
-        listener.unwrap(),
-        Some((CLUSTER, 2)),
-        TransportSettings::default(),
-    );
+    let b = peer_on(listener.unwrap(), Some((CLUSTER, 2)), TransportSettings::default());
     until("a message gets through", || {
         a.send(2, Channel::Entries, [message(2, "y")]);
         !b.received.lock().is_empty()
@@ -225,14 +191,8 @@ async fn a_peer_that_restarts_at_its_address_is_connected_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sending_to_a_dead_address_drops_and_counts() {
     let a = peer(1).await;
-    let dead = TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    a.transport
-        .address_book()
-        .learn_direct(NodeId(2), &dead.to_string(), "u");
+    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    a.transport.address_book().learn_direct(NodeId(2), &dead.to_string(), "u");
     a.send(2, Channel::Entries, [message(1, "x")]);
     a.send(3, Channel::Entries, [message(1, "x")]);
     until("dropped", || a.counter("dropped_unconnected") == 1).await;
@@ -244,17 +204,12 @@ async fn sending_to_a_dead_address_drops_and_counts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_drops_and_counts() {
-    let settings = TransportSettings {
-        entries_queue_bytes: 1000,
-        ..Default::default()
-    };
+    let settings = TransportSettings { entries_queue_bytes: 1000, ..Default::default() };
     let a = peer_with(Some((CLUSTER, 1)), settings).await;
     // Takes connections and never answers: everything waits.
     let deaf = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = deaf.local_addr().unwrap().to_string();
-    a.transport
-        .address_book()
-        .learn_direct(NodeId(2), &address, "u");
+    a.transport.address_book().learn_direct(NodeId(2), &address, "u");
     for _ in 0..10 {
         a.send(2, Channel::Entries, [message(1, vec![0; 300])]);
     }
@@ -263,39 +218,23 @@ async fn a_full_queue_drops_and_counts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_cluster_and_another_node_are_refused() {
-    let (a, b) = (
-        peer(1).await,
-        peer_with(Some(("c-2", 2)), TransportSettings::default()).await,
-    );
+    let (a, b) = (peer(1).await, peer_with(Some(("c-2", 2)), TransportSettings::default()).await);
     a.knows(2, &b);
     a.knows(3, &b);
     a.send(2, Channel::Votes, [message(1, "x")]);
     a.send(3, Channel::Votes, [message(1, "x")]);
     until("both are refused", || b.counter("refused_handshakes") >= 2).await;
     assert!(b.received.lock().is_empty());
-    let error = a
-        .transport
-        .connect(&b.address, NodeId(0), Kind::Control)
-        .await
-        .err()
-        .unwrap();
+    let error = a.transport.connect(&b.address, NodeId(0), Kind::Control).await.err().unwrap();
     assert!(error.to_string().contains("another cluster"), "{error}");
     let (a, b) = (peer(1).await, peer(2).await);
-    let error = a
-        .transport
-        .connect(&b.address, NodeId(7), Kind::Control)
-        .await
-        .err()
-        .unwrap();
+    let error = a.transport.connect(&b.address, NodeId(7), Kind::Control).await.err().unwrap();
     assert!(error.to_string().contains("another node"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn before_it_joins_a_node_has_control_connections_only() {
-    let (a, b) = (
-        peer_with(None, TransportSettings::default()).await,
-        peer(2).await,
-    );
+    let (a, b) = (peer_with(None, TransportSettings::default()).await, peer(2).await);
     b.knows(1, &a);
     a.knows(2, &b);
     a.send(2, Channel::Votes, [message(1, "x")]);
@@ -303,22 +242,13 @@ async fn before_it_joins_a_node_has_control_connections_only() {
     until("b is refused", || a.counter("refused_handshakes") > 0).await;
     assert_eq!(a.counter("dropped_no_address"), 1);
 
-    let hello = Hello {
-        peer_address: a.address.clone(),
-        ..Default::default()
-    };
+    let hello = Hello { peer_address: a.address.clone(), ..Default::default() };
     let answer = a.transport.hello(&b.address, hello).await.unwrap();
     assert_eq!((&*answer.cluster_id, answer.node_id), (CLUSTER, 2));
 
-    let local = LocalNode {
-        cluster_id: CLUSTER.into(),
-        node: NodeId(1),
-    };
+    let local = LocalNode { cluster_id: CLUSTER.into(), node: NodeId(1) };
     assert!(a.transport.local().set(local.clone()));
-    assert!(!a.transport.local().set(LocalNode {
-        node: NodeId(9),
-        ..local
-    }));
+    assert!(!a.transport.local().set(LocalNode { node: NodeId(9), ..local }));
     until("both are heard", || {
         a.transport.is_reachable(NodeId(2)) && b.transport.is_reachable(NodeId(1))
     })
@@ -338,11 +268,7 @@ async fn control_requests_are_answered_in_order_on_one_connection() {
         client_url: "http://c".into(),
     };
     b.transport.address_book().learn_hint(&third, false);
-    let mut client = a
-        .transport
-        .connect(&b.address, NodeId(0), Kind::Control)
-        .await
-        .unwrap();
+    let mut client = a.transport.connect(&b.address, NodeId(0), Kind::Control).await.unwrap();
     assert_eq!(client.node, NodeId(2));
     for _ in 0..3 {
         let hello = Hello {
@@ -357,20 +283,14 @@ async fn control_requests_are_answered_in_order_on_one_connection() {
         let refused = client.manifest(FetchManifest::default()).await.unwrap_err();
         assert!(matches!(refused, ControlError::Refused(r) if r.reason == "NO_TRANSFERS"));
     }
-    a.transport
-        .hello(&b.address, Hello::default())
-        .await
-        .unwrap();
+    a.transport.hello(&b.address, Hello::default()).await.unwrap();
     let book = a.transport.address_book().nodes();
     assert_eq!(book.into_keys().collect::<Vec<_>>(), [NodeId(3)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn any_bytes_get_a_refusal_and_the_port_lives_on() {
-    let settings = TransportSettings {
-        handshake_timeout_ms: 200,
-        ..Default::default()
-    };
+    let settings = TransportSettings { handshake_timeout_ms: 200, ..Default::default() };
     let b = peer_with(Some((CLUSTER, 2)), settings).await;
     let handshake = |kind| Handshake {
         kind,
@@ -384,10 +304,7 @@ async fn any_bytes_get_a_refusal_and_the_port_lives_on() {
     let mut flipped = frame.to_vec();
     flipped[40] ^= 1;
     let attacks: Vec<(Vec<u8>, Vec<u8>)> = vec![
-        (
-            b"GET / HTTP/1.1\r\nHost: ringfold.example\r\n\r\n".to_vec(),
-            vec![],
-        ),
+        (b"GET / HTTP/1.1\r\nHost: ringfold.example\r\n\r\n".to_vec(), vec![]),
         (vec![0; 500], vec![]),
         (b"RFLD".to_vec(), vec![]),
         (handshake(Kind::Entries).encode().unwrap(), vec![0xff; 100]),
@@ -430,10 +347,7 @@ async fn any_bytes_get_a_refusal_and_the_port_lives_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_beyond_the_bound_are_refused() {
-    let settings = TransportSettings {
-        connections_max: 2,
-        ..Default::default()
-    };
+    let settings = TransportSettings { connections_max: 2, ..Default::default() };
     let b = peer_with(Some((CLUSTER, 2)), settings).await;
     let mut held = Vec::new();
     for _ in 0..5 {
@@ -454,10 +368,7 @@ async fn a_newer_connection_of_a_peer_takes_the_place_of_the_older() {
     };
     let open = || async {
         let mut stream = TcpStream::connect(&b.address).await.unwrap();
-        stream
-            .write_all(&handshake.encode().unwrap())
-            .await
-            .unwrap();
+        stream.write_all(&handshake.encode().unwrap()).await.unwrap();
         stream.read_exact(&mut [0; ANSWER_BYTES]).await.unwrap();
         stream
     };
