@@ -21,20 +21,24 @@
 //! # }
 //! ```
 
-mod client;
 mod appender;
+mod client;
 mod config;
 mod error;
 mod event;
+mod nodes;
+mod pages;
+mod retry;
 
 pub use appender::{Appender, Pending};
-pub use client::{Client, partition_of};
+pub use client::Client;
 pub use config::{ClientConfig, RetryConfig};
 pub use error::{ClientError, ERROR_DOMAIN, ServerError};
 pub use event::{
     Appended, Consistency, Expected, ListOptions, LookupOptions, NewEvent, ReadOptions,
     RecordedEventExt, StateExt,
 };
+pub use nodes::partition_of;
 pub use ringfold_proto::v1::{
     BootstrapRequest, BootstrapResponse, Member, MemberState, NodeStatusResponse as NodeStatus,
     Partition, RecordedEvent, Reducer, Replica, ReplicaState, ReplicaStatus, SafeToStopResponse,
