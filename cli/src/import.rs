@@ -7,7 +7,7 @@ use crate::error::{CliError, Exit};
 use crate::output::{Out, Record, bytes_bar, thousands};
 use cut::{Cut, Cutter, LineError, read_line};
 use indicatif::ProgressBar;
-use ringfold_client::{Appender, Client, ClientError, Expected, Pending};
+use ringfold_client::{Appender, Client, ClientError, Code, Expected, Pending};
 use serde::Serialize;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -185,8 +185,7 @@ impl Import {
         let mut pending: Vec<Pending> = Vec::with_capacity(window.len());
         for cut in &window {
             let events = cut.events.clone();
-            let pushed = self.appender.push(&cut.stream, events, Expected::Any).await;
-            pending.push(pushed.map_err(|e| at_line(e, cut, 0))?);
+            pending.push(self.appender.push(&cut.stream, events, Expected::Any).await);
         }
         let mut again = Vec::new();
         let mut failed = None;
@@ -204,7 +203,8 @@ impl Import {
             return Err(error);
         }
         // An input that has grown since it was imported is cut otherwise: some of an append is
-        // stored. Its events keep their order, and those that are there are answered as stored.
+        // stored. Its events keep their order, and those that are there are answered as stored. Of
+        // an append that is refused, this names the line.
         for cut in &again {
             for (i, event) in cut.events.iter().enumerate() {
                 let events = vec![event.clone()];
@@ -222,10 +222,11 @@ impl Import {
 }
 
 fn one_by_one(e: &ClientError, cut: &Cut) -> bool {
+    let code = e.server_error().map(|e| e.code);
     match e.reason() {
-        "EVENT_ID_CONFLICT" => cut.events.len() > 1,
         "EARLIER_APPEND_FAILED" => true,
-        _ => false,
+        "EVENT_ID_CONFLICT" => cut.events.len() > 1,
+        _ => code == Some(Code::InvalidArgument) && cut.events.len() > 1,
     }
 }
 

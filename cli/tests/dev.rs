@@ -1,5 +1,11 @@
 //! `ringfold dev` as a process, with this test in the part of `ringfold-node`: asked for a data
 //! directory, it serves what `dev` asks of a node, and no more.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr
+)] // A test: clippy's own allowance knows only those of libtest.
 use ringfold_proto::v1::cluster_server::{Cluster, ClusterServer};
 use ringfold_proto::v1::*;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};

@@ -53,8 +53,7 @@ pub async fn load(
                     answered(pending.pop_front()).await?;
                 }
                 let new = NewEvent::json(event.event_type, &event.data)?.id(event.id);
-                let pushed = appender.push(&event.stream, vec![new], Expected::Any);
-                let sent = pushed.await.map_err(|e| Fault::append(&event.stream, e))?;
+                let sent = appender.push(&event.stream, vec![new], Expected::Any).await;
                 pending.push_back((event.stream, sent));
                 loaded.events += 1;
                 if loaded.events.is_multiple_of(256) {
