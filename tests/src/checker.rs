@@ -763,7 +763,9 @@ fn check_positions(mut placed: Vec<Placed>, found: &mut Found) {
 }
 
 fn check_pipelines(history: &History, found: &mut Found) {
-    let mut lanes: HashMap<(u64, &Arc<str>), Vec<(u64, u64, u64)>> = HashMap::new();
+    /// Sequence, first and last revision.
+    type Lane = Vec<(u64, u64, u64)>;
+    let mut lanes: HashMap<(u64, &Arc<str>), Lane> = HashMap::new();
     for a in &history.appends {
         if let (
             Some((pipeline, sequence)),

@@ -19,10 +19,10 @@
 )] // support for tests: a panic is a failed test
 
 pub mod checker;
-// pub mod cluster;
+pub mod cluster;
 pub mod disk;
 pub mod fold;
 pub mod history;
-// pub mod load;
+pub mod load;
 pub mod model;
 pub mod shim;
