@@ -104,8 +104,9 @@ impl Cluster {
             return;
         }
         let first = identity.bootstrap.is_some();
-        let voter = [(replica, NodeId(identity.node_id))];
-        let voters = if first { &voter[..] } else { &[] };
+        // Every replica starts from the membership that the group began with, and follows its
+        // changes through the log or takes a checkpoint.
+        let voters = &[controller::first_voter()];
         let table = ReducerTable::default();
         self.create(self.home.found(GroupId::META, replica, voters, first, &table, &self.raft.replicas));
     }

@@ -85,7 +85,7 @@ impl ReplicaHome {
         self.register(record, loaded.vote, last, false, opened, replicas)
     }
 
-    /// A new replica of a group with this membership; `first_placed` campaigns at once.
+    /// A new replica of a group that began with these voters; `first_placed` campaigns at once.
     pub fn found(
         &self,
         group: GroupId,
@@ -99,11 +99,7 @@ impl ReplicaHome {
             group,
             replica,
             directory: 1,
-            membership: match voters {
-                // It learns the membership from the log or from a checkpoint.
-                [] => Membership::default(),
-                voters => Membership::genesis(voters),
-            },
+            membership: Membership::genesis(voters),
             membership_index: 0,
             truncated_index: 0,
             truncated_term: 0,
