@@ -2,6 +2,7 @@
 //! docs/architecture.md.
 pub mod api;
 pub mod clock;
+pub mod cluster;
 pub mod config;
 pub mod disk;
 pub mod identity;
@@ -10,5 +11,7 @@ pub mod meta;
 pub mod partition;
 pub mod peer;
 pub mod raft;
+pub mod replicas;
 pub mod router;
+pub mod server;
 pub mod watermark;

@@ -207,7 +207,8 @@ mod tests {
     #[test]
     fn only_a_peer_of_this_cluster_that_means_this_node_gets_in() {
         let local = LocalNode { cluster_id: "c".into(), node: NodeId(2) };
-        let verdict = |kind, cluster, from, to| judge(&handshake(kind, cluster, from, to), Some(&local));
+        let verdict =
+            |kind, cluster, from, to| judge(&handshake(kind, cluster, from, to), Some(&local));
         for kind in [Kind::Votes, Kind::Entries, Kind::Transfer] {
             assert_eq!(verdict(kind, "c", 1, 2), Verdict::Accepted);
             assert_eq!(verdict(kind, "d", 1, 2), Verdict::WrongCluster);

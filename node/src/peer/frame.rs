@@ -36,7 +36,9 @@ const TAG_PULSE: u8 = 1;
 pub enum FrameError {
     #[error("not a Ringfold peer: the magic bytes are missing")]
     Magic,
-    #[error("the peer speaks protocol version {0}, this node version {VERSION}: upgrade the older one")]
+    #[error(
+        "the peer speaks protocol version {0}, this node version {VERSION}: upgrade the older one"
+    )]
     Version(u16),
     #[error("unknown {what} {value}")]
     Unknown { what: &'static str, value: u8 },
@@ -146,7 +148,9 @@ impl Handshake {
             2 => Kind::Entries,
             3 => Kind::Control,
             4 => Kind::Transfer,
-            value => return Err(FrameError::Unknown { what: "kind of connection", value }),
+            value => {
+                return Err(FrameError::Unknown { what: "kind of connection", value });
+            }
         };
         b.advance(1);
         let (from, to, nonce) = (NodeId(b.get_u64_le()), NodeId(b.get_u64_le()), b.get_u64_le());
@@ -181,10 +185,17 @@ impl HandshakeAnswer {
             4 => Verdict::NotJoined,
             5 => Verdict::Busy,
             6 => Verdict::Malformed,
-            value => return Err(FrameError::Unknown { what: "answer to a handshake", value }),
+            value => {
+                return Err(FrameError::Unknown { what: "answer to a handshake", value });
+            }
         };
         b.advance(1);
-        Ok(HandshakeAnswer { version, verdict, node: NodeId(b.get_u64_le()), nonce: b.get_u64_le() })
+        Ok(HandshakeAnswer {
+            version,
+            verdict,
+            node: NodeId(b.get_u64_le()),
+            nonce: b.get_u64_le(),
+        })
     }
 }
 
@@ -223,7 +234,9 @@ pub fn put_frame(out: &mut BytesMut, payload: impl FnOnce(&mut BytesMut)) {
 
 /// Takes the next frame's payload off the front; `None`: more bytes must come first.
 pub fn take_frame(buffer: &mut BytesMut, bytes_max: usize) -> Result<Option<Bytes>, FrameError> {
-    let Some(head) = buffer.first_chunk::<FRAME_HEAD_BYTES>() else { return Ok(None) };
+    let Some(head) = buffer.first_chunk::<FRAME_HEAD_BYTES>() else {
+        return Ok(None);
+    };
     let [a, b, c, d, e, f, g, h] = *head;
     let (len_bytes, crc) = ([a, b, c, d], u32::from_le_bytes([e, f, g, h]));
     let len = u32::from_le_bytes(len_bytes) as usize;

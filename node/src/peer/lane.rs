@@ -3,7 +3,9 @@
 use super::LocalNode;
 use super::address_book::Changes;
 use super::connection::dial;
-use super::frame::{FRAME_HEAD_BYTES, Handshake, Kind, MESSAGE_HEAD_BYTES, put_messages, put_pulse};
+use super::frame::{
+    FRAME_HEAD_BYTES, Handshake, Kind, MESSAGE_HEAD_BYTES, put_messages, put_pulse,
+};
 use super::transport::{Shared, count};
 use crate::clock;
 use crate::ids::NodeId;

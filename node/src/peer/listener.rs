@@ -104,12 +104,8 @@ impl Connection {
                 self.take_messages(stream, &handshake).await;
             }
             Kind::Control | Kind::Transfer => {
-                let served = control::serve(
-                    stream,
-                    handshake.from,
-                    &self.handlers,
-                    &self.shared.counters,
-                );
+                let served =
+                    control::serve(stream, handshake.from, &self.handlers, &self.shared.counters);
                 self.ended(&handshake, served.await);
             }
         }

@@ -5,6 +5,7 @@ pub mod control;
 pub mod frame;
 mod lane;
 mod listener;
+pub mod transfer;
 pub mod transport;
 
 use crate::ids::NodeId;

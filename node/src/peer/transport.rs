@@ -323,6 +323,14 @@ impl Transport {
         self.connect(address, NodeId(0), Kind::Control).await?.join(join).await
     }
 
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.0.runtime
+    }
+
+    pub(super) fn stopped(&self) -> CancellationToken {
+        self.0.stop.clone()
+    }
+
     /// Closes all connections; later messages are dropped.
     pub fn stop(&self) {
         self.0.stop.cancel();

@@ -154,7 +154,8 @@ fn large_messages_are_spread_over_frames_and_an_impossible_one_is_left_out() {
         to: ReplicaId(2),
         bytes: Bytes::from(vec![7; len]),
     };
-    let sent = [message(3 << 20), message(3 << 20), message(RAFT_FRAME_BYTES_MAX), message(5 << 20)];
+    let sent =
+        [message(3 << 20), message(3 << 20), message(RAFT_FRAME_BYTES_MAX), message(5 << 20)];
     let mut bytes = BytesMut::new();
     assert_eq!(put_messages(&mut bytes, &sent), 1);
     let mut frames = Vec::new();

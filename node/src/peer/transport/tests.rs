@@ -45,11 +45,7 @@ async fn peer_with(local: Option<(&str, u64)>, settings: TransportSettings) -> P
     peer_on(listener, local, settings)
 }
 
-fn peer_on(
-    listener: TcpListener,
-    local: Option<(&str, u64)>,
-    settings: TransportSettings,
-) -> Peer {
+fn peer_on(listener: TcpListener, local: Option<(&str, u64)>, settings: TransportSettings) -> Peer {
     let local = local.map(|(c, n)| LocalNode { cluster_id: c.into(), node: NodeId(n) });
     let (cell, book) = (LocalNodeCell::new(local), AddressBook::default());
     let transport = Transport::new(settings, cell.clone(), book.clone(), Handle::current());
