@@ -134,7 +134,11 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, ConfigError> {
         complete(&mut settings, sources.host_name);
         check_together(&settings, &mut faults);
     }
-    if faults.is_empty() { Ok(Loaded::Run(Box::new(settings))) } else { Err(ConfigError { faults }) }
+    if faults.is_empty() {
+        Ok(Loaded::Run(Box::new(settings)))
+    } else {
+        Err(ConfigError { faults })
+    }
 }
 
 /// The text to print, if that is what is asked for.
@@ -163,7 +167,10 @@ fn read_flags(
         };
         let setting = SETTINGS.iter().find(|s| s.flag_name() == flag);
         if setting.is_none() && flag != CONFIG_FLAG {
-            faults.push(format!("--{flag} is not a flag{}", suggestion(arg, |s| format!("--{}", s.flag_name()))));
+            faults.push(format!(
+                "--{flag} is not a flag{}",
+                suggestion(arg, |s| format!("--{}", s.flag_name()))
+            ));
             // Its value, if it has one, is no fault of its own.
             if value.is_none() && args.as_slice().first().is_some_and(|a| !a.starts_with('-')) {
                 args.next();
@@ -200,14 +207,18 @@ fn read_file(sources: &Sources<'_>, path: &Path, given: &mut Given, faults: &mut
     };
     for (key, value) in values {
         let Some(s) = SETTINGS.iter().find(|s| s.name == key) else {
-            faults.push(format!("{key} ({source}) is not a setting{}", suggestion(&key, |s| s.name.to_owned())));
+            faults.push(format!(
+                "{key} ({source}) is not a setting{}",
+                suggestion(&key, |s| s.name.to_owned())
+            ));
             continue;
         };
         match (text_of(s.kind, &value), &value) {
             (Some(text), _) => _ = given.insert(s.name, (text, source.clone())),
             (None, Value::Null) => {}
-            (None, _) if s.kind == Kind::Text && !value.is_array() && !value.is_object() => faults
-                .push(format!("{key} ({source}): {value} is not a text: put it in quotes")),
+            (None, _) if s.kind == Kind::Text && !value.is_array() && !value.is_object() => {
+                faults.push(format!("{key} ({source}): {value} is not a text: put it in quotes"))
+            }
             (None, _) => faults.push(format!("{key} ({source}): {value} is not {}", s.allowed)),
         }
     }
@@ -320,6 +331,15 @@ pub fn markdown() -> String {
             s.doc
         );
     }
+    out.push_str(
+        "\n## Exit codes\n\n| code | when |\n|---|---|\n\
+         | 0 | ended by SIGTERM or SIGINT |\n\
+         | 2 | settings are wrong: all faults are listed on stderr |\n\
+         | 3 | the data directory is of another cluster, of a newer format, or in use |\n\
+         | 4 | the log could not be written or synced |\n\
+         | 5 | this node was removed from the cluster |\n\
+         | 1 | anything else |\n",
+    );
     out.push_str(
         "\n<!-- Made from node/src/config/table.rs: RINGFOLD_WRITE_DOCS=1 cargo test -p ringfold-node config -->\n",
     );

@@ -108,8 +108,7 @@ impl Disk {
     }
 
     fn measure(&self) -> Result<(), DiskError> {
-        let (total, free) =
-            (self.probe)(&self.data_dir).map_err(|e| self.error("measured", e))?;
+        let (total, free) = (self.probe)(&self.data_dir).map_err(|e| self.error("measured", e))?;
         self.total_bytes.store(total, Ordering::Relaxed);
         self.free_bytes.store(free, Ordering::Relaxed);
         let was = self.appends_refused();

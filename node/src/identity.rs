@@ -93,10 +93,9 @@ pub fn read(data_dir: &Path) -> Result<Option<Identity>, IdentityError> {
     let path = data_dir.join(FILE);
     let mut bytes = Vec::new();
     match File::open(&path) {
-        Ok(file) => file
-            .take(BYTES_MAX + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|e| io(&path, "read", e))?,
+        Ok(file) => {
+            file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|e| io(&path, "read", e))?
+        }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(io(&path, "opened", e)),
     };

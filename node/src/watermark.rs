@@ -154,7 +154,9 @@ fn highest(bytes: &[u8]) -> Option<(usize, u64)> {
 pub enum LogState {
     Fine,
     /// A lost disk: its replicas are closed, never vote again, and are rebuilt.
-    Lost { reason: String },
+    Lost {
+        reason: String,
+    },
 }
 
 /// Judges a log before anything is written to it. `identity_is_set`: the directory has a node id,

@@ -12,7 +12,8 @@ const NOTHING: Given<'static> = Given { args: &[], env: &[], files: &[] };
 fn loaded(given: &Given<'_>) -> Result<Loaded, ConfigError> {
     let args: Vec<String> = given.args.iter().map(|a| a.to_string()).collect();
     let env: HashMap<&str, &str> = given.env.iter().copied().collect();
-    let files: HashMap<&Path, &str> = given.files.iter().map(|(p, t)| (Path::new(*p), *t)).collect();
+    let files: HashMap<&Path, &str> =
+        given.files.iter().map(|(p, t)| (Path::new(*p), *t)).collect();
     load(&Sources {
         args: &args,
         env: &|name| env.get(name).map(|v| v.to_string()),
@@ -50,7 +51,10 @@ fn a_data_directory_is_all_that_is_needed() {
 
 #[test]
 fn flags_win_over_the_environment_and_that_over_the_file() {
-    let files = [("/n.yaml", "data_dir: /file\nname: file\nzone: file\ntick_ms: 50\nseeds: [a:1, b:2]\ncache_bytes: 1GiB\n")];
+    let files = [(
+        "/n.yaml",
+        "data_dir: /file\nname: file\nzone: file\ntick_ms: 50\nseeds: [a:1, b:2]\ncache_bytes: 1GiB\n",
+    )];
     let env = [
         ("RINGFOLD_NODE_CONFIG", "/n.yaml"),
         ("RINGFOLD_NODE_NAME", "env"),
@@ -136,7 +140,10 @@ fn each_value_is_checked() {
         let found = faults(&Given { args: &args, ..NOTHING });
         assert_eq!(found.len(), 1, "{flag} {wrong}: {found:?}");
         let name = flag[2..].replace('-', "_");
-        assert!(found[0].starts_with(&format!("{name} (flag {flag}): {wrong:?} is not ")), "{found:?}");
+        assert!(
+            found[0].starts_with(&format!("{name} (flag {flag}): {wrong:?} is not ")),
+            "{found:?}"
+        );
     }
 }
 
@@ -153,14 +160,19 @@ fn wrong_command_lines_are_told() {
     }
     for text in ["- a list", "a: [", "data_dir: /d\ndata_dir: /e"] {
         let files = [("/n.yaml", text)];
-        let found = faults(&Given { args: &["--config=/n.yaml", "--data-dir=/d"], env: &[], files: &files });
+        let found = faults(&Given {
+            args: &["--config=/n.yaml", "--data-dir=/d"],
+            env: &[],
+            files: &files,
+        });
         assert!(found.len() == 1 && found[0].contains("YAML"), "{text}: {found:?}");
     }
 }
 
 #[test]
 fn values_of_the_wrong_kind_are_told() {
-    let files = [("/n.yaml", "data_dir: /d\ntick_ms: [1]\nseeds: [1, 2]\nzone: {a: b}\nlog_level:\n")];
+    let files =
+        [("/n.yaml", "data_dir: /d\ntick_ms: [1]\nseeds: [1, 2]\nzone: {a: b}\nlog_level:\n")];
     let found = faults(&Given { args: &["--config=/n.yaml"], env: &[], files: &files });
     assert_eq!(found.len(), 3, "{found:?}");
 }

@@ -134,9 +134,7 @@ async fn attempt(
     Ok(Err(why))
 }
 
-async fn within<T>(
-    answer: impl Future<Output = Result<T, AskError>>,
-) -> Result<T, AskError> {
+async fn within<T>(answer: impl Future<Output = Result<T, AskError>>) -> Result<T, AskError> {
     tokio::time::timeout(ANSWER_TIMEOUT, answer)
         .await
         .unwrap_or_else(|_| Err(AskError::Failed("no answer in time".into())))
@@ -359,7 +357,8 @@ mod tests {
         net.hellos.lock().insert("n1".into(), answer("c", 1, 1));
         let refusal = Refusal { reason: NODE_REMOVED.into(), message: "gone".into() };
         net.joins.lock().insert("n1".into(), Err(AskError::Refused(refusal)));
-        let end = join_loop(&net, &joining(), || vec!["n1".to_owned()]);
+        let joining = joining();
+        let end = join_loop(&net, &joining, || vec!["n1".to_owned()]);
         let end = tokio::time::timeout(LIMIT, end).await.unwrap();
         assert_eq!(end, Err(JoinError::Removed("gone".into())));
     }

@@ -84,12 +84,7 @@ impl StateMachine for MetaMachine {
         (self.mark.index, self.mark.term, 0)
     }
 
-    fn apply(
-        &mut self,
-        index: u64,
-        term: u64,
-        data: Bytes,
-    ) -> Result<Vec<CommandOutcome>, String> {
+    fn apply(&mut self, index: u64, term: u64, data: Bytes) -> Result<Vec<CommandOutcome>, String> {
         let mark = self.next_mark(index, term)?;
         let mut state = (*self.state).clone();
         let outcomes = decode_entry(data)?
@@ -166,7 +161,9 @@ mod tests {
 
     /// The value and the mark that were saved last.
     #[derive(Clone, Default)]
-    struct Saved(Arc<Mutex<Option<(Vec<u8>, AppliedMark)>>>);
+    struct Saved(Arc<Mutex<Option<Written>>>);
+
+    type Written = (Vec<u8>, AppliedMark);
 
     impl MetaStore for Saved {
         fn load(&self) -> Result<Option<Vec<u8>>, String> {
@@ -203,8 +200,7 @@ mod tests {
         assert!(!state.has_changed().unwrap() || state.borrow_and_update().cluster_id.is_empty());
         let commands = vec![init_command(4, 3, 3), command(Command::Join(join_as("t", 0)))];
         let outcomes = machine.apply(2, 1, entry(commands)).unwrap();
-        let joined =
-            MetaOutcome::Joined { cluster_id: "c".into(), node_id: 2, meta_replica_id: 2 };
+        let joined = MetaOutcome::Joined { cluster_id: "c".into(), node_id: 2, meta_replica_id: 2 };
         assert_eq!(
             outcomes,
             [CommandOutcome::Meta(MetaOutcome::Done), CommandOutcome::Meta(joined)]

@@ -133,18 +133,42 @@ fn a_pending_change_is_waited_for() {
     assert!(!model.decide().iter().any(|a| matches!(a, MetaAction::Change(_))));
 }
 
+fn is_place(action: &MetaAction) -> bool {
+    matches!(action, MetaAction::Propose(MetaCommand { command: Some(Command::Place(_)), .. }))
+}
+
 #[test]
-fn the_group_never_stays_at_two_voters() {
+fn members_that_do_not_answer_are_not_counted() {
     let mut model = Model::with_members(3);
     model.silent = vec![3];
     model.settle();
-    assert_eq!(model.facts.group.membership.voters, [1], "replica 3 is not ready");
+    assert_eq!(model.facts.group.membership.voters, [1]);
     assert_eq!(model.state.epoch, 0, "two active members cannot hold three replicas");
     model.silent.clear();
     model.facts.group.matched.insert(3, model.facts.group.commit_index);
     model.settle();
     assert_eq!(model.facts.group.membership.voters, [1, 2, 3]);
     assert_eq!(model.state.epoch, 1);
+}
+
+#[test]
+fn the_group_never_stays_at_two_voters_and_places_nothing_before_it_is_three() {
+    let mut model = Model::with_members(3);
+    for n in 1..=3 {
+        apply(&mut model.state, Command::ActivateMember(MetaActivateMember { node_id: n }));
+    }
+    for n in 2..=3 {
+        model.execute(&MetaAction::Change(MembershipChange::AddLearner(ReplicaId(n), NodeId(n))));
+    }
+    model.facts.group.matched.insert(3, 1);
+    assert_eq!(model.decide(), [], "replica 3 has fallen behind: a second voter would be too few");
+    model.facts.group.matched.insert(3, model.facts.group.commit_index);
+    let promote = [MetaAction::Change(MembershipChange::Promote(ReplicaId(2)))];
+    assert_eq!(model.decide(), promote);
+    model.execute(&promote[0]);
+    assert!(!model.decide().iter().any(is_place));
+    model.execute(&MetaAction::Change(MembershipChange::Promote(ReplicaId(3))));
+    assert!(model.decide().iter().any(is_place));
 }
 
 #[test]
