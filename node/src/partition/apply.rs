@@ -147,7 +147,8 @@ pub struct PartitionMachine {
 }
 
 impl PartitionMachine {
-    /// Opens the database in a directory; creates it, durably, where `create` says so.
+    /// Opens the database in a directory. `create` says that the log holds every entry from the
+    /// first one on: only then one that is empty or not there is (again) created from `genesis`.
     pub fn open(
         path: &Path,
         resources: &SharedResources,
@@ -157,8 +158,7 @@ impl PartitionMachine {
         Self::with_store(open_rocks(path, resources, create)?, genesis, create)
     }
 
-    /// Goes on with a store. `genesis` is what an empty store is created with, where `create` says
-    /// so; a store of another partition is refused.
+    /// As `open`, over any store. One of another partition is refused.
     pub fn with_store(
         store: SharedStore,
         genesis: &Genesis,
@@ -181,8 +181,9 @@ impl PartitionMachine {
                     ..Default::default()
                 };
                 put(&mut batch, keys::APPLIED, &applied);
+                // Not flushed: what a crash takes before the first flush is created again, and the
+                // log holds every entry since.
                 store.write(&batch)?;
-                store.flush()?;
             }
             None => {
                 return Err(error(

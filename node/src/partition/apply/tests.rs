@@ -948,6 +948,45 @@ fn what_this_version_does_not_know_stops_the_machine_and_changes_nothing() {
 }
 
 #[test]
+fn a_lost_database_is_created_again_only_where_the_log_holds_everything() {
+    let disk = MemoryDisk::default();
+    let path = Path::new("/p");
+    let open = |create| {
+        let store = disk.open(path, true).unwrap();
+        PartitionMachine::with_store(store, &genesis(), create)
+    };
+    assert!(
+        open(false)
+            .err()
+            .unwrap()
+            .reason
+            .contains("not a partition's database")
+    );
+    let mut m = open(true).unwrap();
+    apply_one(&mut m, vec![append("a-1", [event(1, "{}")])]).unwrap();
+    // Never flushed: from the start again.
+    disk.crash();
+    assert!(open(false).is_err());
+    let mut m = open(true).unwrap();
+    assert_eq!(m.applied(), (0, 0, 0));
+    apply_one(&mut m, vec![append("a-1", [event(1, "{}")])]).unwrap();
+    m.reader().flush().unwrap();
+    disk.crash();
+    assert_eq!(open(false).unwrap().applied().0, 1);
+    // Its first records lost, others not: never created over them.
+    let mut batch = Batch::default();
+    batch.delete(keys::GENESIS);
+    disk.open(path, false).unwrap().write(&batch).unwrap();
+    assert!(
+        open(true)
+            .err()
+            .unwrap()
+            .reason
+            .contains("lost its records")
+    );
+}
+
+#[test]
 fn entries_come_in_order_without_a_gap() {
     let mut m = machine(memory(), LIMITS);
     assert!(

@@ -112,6 +112,7 @@ fn run(
                 let path = checkpoints(i);
                 store.checkpoint(&path).unwrap();
                 assert!(store.checkpoint(&path).is_err(), "over one that exists");
+                assert_eq!(store.unflushed_bytes(), 0);
                 durable = model.clone();
                 let copy = reopen(&path);
                 assert_eq!(all(&*copy), model.clone().into_iter().collect::<Vec<_>>());
