@@ -175,7 +175,7 @@ impl Cluster {
     /// otherwise than it is.
     pub async fn join(self: Arc<Self>) -> Result<(), JoinError> {
         let seeds = || {
-            let known = self.transport.address_book().nodes().into_values().map(|a| a.peer_address);
+            let known = self.transport.address_book().nodes().into_values().map(|a| a.peer_address.to_string());
             let mut all: Vec<String> = known.collect();
             all.extend(self.seeds.iter().filter(|s| **s != self.me.peer_address).cloned());
             all
@@ -355,7 +355,7 @@ impl ControlClient for Cluster {
 fn asked(e: ControlError) -> AskError {
     match e {
         ControlError::Refused(refusal) => AskError::Refused(refusal),
-        other => AskError::NoAnswer(other.to_string()),
+        other => AskError::Failed(other.to_string()),
     }
 }
 

@@ -67,10 +67,8 @@ pub fn lock(data_dir: &Path) -> Result<DirectoryLock, IdentityError> {
         }
         Err(e) => return Err(io(&path, "locked", e.into())),
     }
-    // For people only: the lock is the kernel's.
-    file.set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
-        .map_err(|e| io(&path, "written", e))?;
+    // For people only, so it may fail (a full disk): the lock is the kernel's.
+    let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
     Ok(DirectoryLock { _file: file })
 }
 

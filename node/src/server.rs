@@ -1,32 +1,32 @@
 //! One node, wired: what starts in which order, and how it ends.
-use crate::api::node::{Disk, Node, NodeInfo};
+use crate::api::node::{Node, NodeInfo};
 use crate::api::read_pool::ReadPool;
 use crate::api::validate::Limits;
 use crate::cluster::{Cluster, Hooks};
 use crate::config::Settings;
-use crate::disk::DiskGuard;
+use crate::disk::{self, DiskError};
 use crate::identity::{self, IdentityError};
-use crate::ids::{GroupId, NodeId, ReplicaId};
-use crate::meta::controller;
+use crate::ids::{NodeId, ReplicaId};
+use crate::meta::join::JoinError;
 use crate::partition::store::SharedResources;
 use crate::peer::address_book::AddressBook;
 use crate::peer::control::NoTransfers;
 use crate::peer::transport::{Handlers, Transport, TransportSettings};
-use crate::peer::{LocalNode, LocalNodeCell};
+use crate::peer::LocalNodeCell;
 use crate::raft::driver::{Counters, DriverSettings, Input, NewGroup};
-use crate::raft::handle::Replicas;
+use crate::raft::handle::{RaftHandle, Replicas};
 use crate::raft::log::engine::{EngineLog, EngineSettings};
 use crate::raft::log::{LogError, RaftLog};
 use crate::raft::runtime::{FlushSettings, Parts, RaftRuntime};
 use crate::replicas::ReplicaHome;
 use crate::router::Router;
-use crate::watermark::{LogState, Watermark, WatermarkError, judge};
+use crate::watermark::{LogState, Watermark, judge};
 use crate::{api, clock};
-use ringfold_proto::internal::{Identity, MetaState};
-use std::collections::{BTreeMap, HashSet};
+use ringfold_proto::internal::{Identity, MetaJoin, MetaState};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -42,10 +42,14 @@ pub enum RunError {
     Directory { path: String, action: &'static str, source: std::io::Error },
     #[error("{setting} {address} cannot be listened on: {source}")]
     Listen { setting: &'static str, address: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     #[error("a thread cannot be started: {0}")]
     Thread(std::io::Error),
     #[error(transparent)]
     Serve(#[from] api::server::ServeError),
+    #[error(transparent)]
+    Join(#[from] JoinError),
 }
 
 /// Ended because the log could not be written: what was acknowledged is safe, nothing else is.
@@ -55,7 +59,8 @@ impl RunError {
     /// The process's exit code (docs/settings.md).
     pub fn exit_code(&self) -> i32 {
         match self {
-            RunError::Identity(_) => 3,
+            RunError::Identity(_) | RunError::Join(JoinError::ForeignCluster { .. }) => 3,
+            RunError::Join(JoinError::Removed(_)) => 5,
             _ => 1,
         }
     }
@@ -81,17 +86,16 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
     };
     std::fs::create_dir_all(&dir).map_err(directory("created"))?;
     let _lock = identity::lock(&dir)?;
-    let guard = DiskGuard::start(&dir, settings.disk_min_free_bytes).map_err(directory("measured"))?;
+    let disk = Arc::new(disk::Disk::open(&dir, settings.disk_min_free_bytes)?);
     let identity = identity::load_or_create(&dir)?;
     let client_listener = listen("client_listen", settings.client_listen).await?;
     let peer_listener = listen("peer_listen", settings.peer_listen).await?;
 
     let opened = open_log(&dir, &identity);
     let (meta_sender, meta) = watch::channel(Arc::new(MetaState::default()));
-    let meta_sender = Arc::new(meta_sender);
     let resources = SharedResources::with_memtables(
-        settings.cache_bytes as usize,
-        settings.memtable_bytes as usize,
+        settings.cache_bytes,
+        settings.memtable_bytes,
         2,
     );
     let home = ReplicaHome::new(&dir, resources, meta_sender).map_err(directory("written"))?;
@@ -121,10 +125,14 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
     let driver_counters = runtime.as_ref().map(|r| r.counters.clone());
     let cluster = Arc::new(Cluster {
         data_dir: dir.clone(),
-        name: settings.name.clone(),
-        client_url: settings.client_url.clone(),
-        peer_address: settings.peer_address.clone(),
-        zone: settings.zone.clone(),
+        me: MetaJoin {
+            name: settings.name.clone(),
+            client_url: settings.client_url.clone(),
+            peer_address: settings.peer_address.clone(),
+            zone: settings.zone.clone(),
+            ..MetaJoin::default()
+        },
+        seeds: settings.seeds.clone(),
         identity: tokio::sync::Mutex::new(identity.clone()),
         home,
         raft: raft.clone(),
@@ -133,14 +141,16 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
         meta: meta.clone(),
         info: OnceLock::new(),
         known: parking_lot::Mutex::new(known),
-        extra_counters: Box::new(move || driver_values(driver_counters.as_deref())),
+        driver_counters: Box::new(move || driver_values(driver_counters.as_deref())),
+        stop: stop.clone(),
+        controls: AtomicBool::new(false),
     });
     let info = Arc::new(NodeInfo {
         name: settings.name.clone(),
         version: env!("CARGO_PKG_VERSION"),
         started: Instant::now(),
         membership: OnceLock::new(),
-        disk: Disk::default(),
+        disk: Default::default(),
         lost: OnceLock::new(),
         stopping: stop.clone(),
         hooks: Box::new(Hooks(cluster.clone())),
@@ -162,20 +172,25 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
             transfers: Arc::new(NoTransfers),
         },
     );
+    let left = Arc::new(OnceLock::new());
     let tasks = tokio_util::task::TaskTracker::new();
     if opened.lost.is_none() {
         if !identity.cluster_id.is_empty() {
-            cluster.found_meta(&identity);
-        }
-        if identity.bootstrap.is_some() {
-            tasks.spawn(cluster.clone().resume_bootstrap());
+            cluster.start_member(&identity);
         }
         tasks.spawn(cancellable(&stop, cluster.clone().follow()));
-        tasks.spawn(cancellable(&stop, controller_loop(cluster.clone())));
-        tasks.spawn(cancellable(&stop, join(cluster.clone(), settings.seeds.clone())));
         tasks.spawn(cancellable(&stop, watch_clock(transport.clone(), input.clone())));
+        let (joining, left, stop_all) = (cluster.clone().join(), left.clone(), stop.clone());
+        tasks.spawn(cancellable(&stop, async move {
+            if let Err(e) = joining.await {
+                tracing::error!(error = %e, "this node cannot be a member");
+                let _ = left.set(e);
+                stop_all.cancel();
+            }
+        }));
     }
-    tasks.spawn(cancellable(&stop, watch_disk(guard.clone(), info.clone(), raft.clone())));
+    tasks.spawn(disk.clone().run(stop.clone()));
+    tasks.spawn(cancellable(&stop, watch_disk(disk, info.clone(), raft.clone())));
     if let Some(w) = opened.watermark.clone() {
         tasks.spawn(cancellable(&stop, sync_watermark(w)));
     }
@@ -184,7 +199,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
         meta,
         info: info.clone(),
         limits: Limits::default(),
-        reads: ReadPool::new(settings.read_threads as usize).map_err(RunError::Thread)?,
+        reads: ReadPool::new(settings.read_threads).map_err(RunError::Thread)?,
         router: Router::default(),
     });
     tracing::info!(
@@ -203,7 +218,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
         }
         close.cancel();
     };
-    let (served, ()) = tokio::join!(serve, hand_over_unless_served(hand_over));
+    let (served, ()) = tokio::join!(serve, hand_over);
     tasks.close();
     transport.stop();
     if let Some(runtime) = runtime {
@@ -214,13 +229,12 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
     {
         tracing::warn!(error = %e, "WATERMARK was not synced");
     }
-    guard.stop();
     tracing::info!("node stopped");
-    Ok(served?)
-}
-
-async fn hand_over_unless_served(hand_over: impl Future<Output = ()>) {
-    hand_over.await;
+    served?;
+    match Arc::into_inner(left).and_then(OnceLock::into_inner) {
+        Some(e) => Err(e.into()),
+        None => Ok(()),
+    }
 }
 
 async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpListener, RunError> {
@@ -229,11 +243,16 @@ async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpListene
         .map_err(|source| RunError::Listen { setting, address, source })
 }
 
-async fn cancellable(stop: &CancellationToken, f: impl Future<Output = ()>) {
+fn cancellable(
+    stop: &CancellationToken,
+    f: impl Future<Output = ()> + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
     let stop = stop.clone();
+    async move {
     tokio::select! {
         () = stop.cancelled() => {}
         () = f => {}
+    }
     }
 }
 
@@ -263,12 +282,12 @@ fn open_log(dir: &Path, identity: &Identity) -> OpenedLog {
     }
 }
 
-type Loaded = (Vec<NewGroup>, HashSet<ReplicaId>);
+type Loaded = (Vec<NewGroup>, BTreeSet<ReplicaId>);
 
 /// Opens what the log has records of. Of a lost log the replicas are shown as closed.
 fn load_replicas(opened: &OpenedLog, home: &ReplicaHome, replicas: &Replicas) -> std::io::Result<Loaded> {
     let mut groups = Vec::new();
-    let mut known = HashSet::new();
+    let mut known = BTreeSet::new();
     let Some(log) = &opened.log else { return Ok((groups, known)) };
     let loaded = match log.load() {
         Ok(loaded) => loaded,
@@ -307,8 +326,8 @@ fn start_raft(
 ) -> std::io::Result<RaftRuntime> {
     let driver = DriverSettings {
         tick_ms: settings.tick_ms,
-        heartbeat_ticks: settings.heartbeat_ticks as usize,
-        election_ticks: settings.election_ticks as usize,
+        heartbeat_ticks: settings.heartbeat_ticks,
+        election_ticks: settings.election_ticks,
         kept_log_bytes: settings.log_kept_bytes,
         ..DriverSettings::new(NodeId(0))
     };
@@ -336,7 +355,7 @@ fn start_raft(
             std::process::exit(EXIT_LOG);
         }),
         reopen: Arc::new(move |group, replica, directory| home.open(group, replica, directory)),
-        apply_threads: settings.apply_threads as usize,
+        apply_threads: settings.apply_threads,
         flush: FlushSettings::default(),
     };
     RaftRuntime::start(parts, groups)
@@ -386,5 +405,23 @@ async fn watch_clock(transport: Transport, input: Arc<dyn Fn(Input) + Send + Syn
             }
             _ => seconds_ahead = 0,
         }
+    }
+}
+
+/// Shows the disk to the services, and hands leaderships over when it becomes nearly full: this node
+/// refuses appends then.
+async fn watch_disk(disk: Arc<disk::Disk>, info: Arc<NodeInfo>, raft: RaftHandle) {
+    let mut refused = false;
+    loop {
+        info.disk.total_bytes.store(disk.total_bytes(), Ordering::Relaxed);
+        info.disk.free_bytes.store(disk.free_bytes(), Ordering::Relaxed);
+        info.disk.limit_bytes.store(disk.limit_bytes(), Ordering::Relaxed);
+        let now = disk.appends_refused();
+        info.disk.appends_refused.store(now, Ordering::Relaxed);
+        if now && !refused {
+            let _ = raft.transfer_all().await;
+        }
+        refused = now;
+        tokio::time::sleep(Duration::from_millis(250)).await;
     }
 }

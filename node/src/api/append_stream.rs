@@ -84,7 +84,11 @@ impl<R: Stream<Item = Result<v1::AppendStreamRequest, Status>> + Unpin> Appends<
     }
 
     fn take(&mut self, request: v1::AppendStreamRequest) {
-        let v1::AppendStreamRequest { sequence, append, resume } = request;
+        let v1::AppendStreamRequest {
+            sequence,
+            append,
+            resume,
+        } = request;
         let Some(append) = append else {
             self.answer(sequence, Err(ApiError::argument("append", "is absent")));
             return;
@@ -93,13 +97,22 @@ impl<R: Stream<Item = Result<v1::AppendStreamRequest, Status>> + Unpin> Appends<
         let pushed = match validate::append(&append, limits) {
             Ok(()) => {
                 let partition = validate::partition_of(&append.stream, self.partitions);
-                self.queue.push(Item { sequence, resume, partition, request: append })
+                self.queue.push(Item {
+                    sequence,
+                    resume,
+                    partition,
+                    request: append,
+                })
             }
             Err(e) => {
                 // A stream that cannot be has no order to keep.
                 let is_stream = validate::stream_name(&append.stream, limits).is_ok();
                 self.answer(sequence, Err(e));
-                if is_stream { self.queue.fail(&append.stream).map(|()| Pushed::Waits) } else { return }
+                if is_stream {
+                    self.queue.fail(&append.stream).map(|()| Pushed::Waits)
+                } else {
+                    return;
+                }
             }
         };
         match pushed {
@@ -115,11 +128,12 @@ impl<R: Stream<Item = Result<v1::AppendStreamRequest, Status>> + Unpin> Appends<
     fn finish(&mut self, unit: &Unit, answers: Vec<Answer>) {
         let mut answers = answers.into_iter();
         for run in &unit.runs {
-            let mut failed = true;
-            for item in &run.items {
+            let mut failed = false;
+            for (item, chained) in run.chained() {
                 let missing = || Err(ApiError::internal("an append of a unit has no outcome"));
                 let answer = answers.next().unwrap_or_else(missing);
-                failed = answer.is_err();
+                // A retry of what is stored is answered, but does not mend the chain before it.
+                failed = answer.is_err() || (chained && failed);
                 self.answer(item.sequence, answer);
             }
             for dropped in self.queue.finish(run, failed) {
@@ -133,7 +147,8 @@ impl<R: Stream<Item = Result<v1::AppendStreamRequest, Status>> + Unpin> Appends<
             Ok(ok) => AnswerResult::Ok(ok),
             Err(e) => AnswerResult::Error(e.into()),
         });
-        self.answers.push_back(v1::AppendStreamResponse { sequence, result });
+        self.answers
+            .push_back(v1::AppendStreamResponse { sequence, result });
     }
 
     /// Does what can be done now; whether anything was.
@@ -164,7 +179,8 @@ impl<R: Stream<Item = Result<v1::AppendStreamRequest, Status>> + Unpin> Appends<
         let now = position::stamp(wall_ms());
         while let Some(unit) = self.queue.next_unit(now) {
             let call = self.call.step();
-            self.running.push(Box::pin(run(self.node.clone(), unit, call)));
+            self.running
+                .push(Box::pin(run(self.node.clone(), unit, call)));
             worked = true;
         }
         worked
@@ -197,8 +213,14 @@ async fn run(node: Arc<Node>, unit: Unit, call: Call) -> (Unit, Vec<Answer>) {
         Some(Ok(answers)) => answers,
         Some(Err(e)) => vec![Err(e); unit.appends()],
         None => {
-            let runs = unit.runs.iter().map(|run| forward(&node, unit.partition, run, &call));
-            stream::iter(runs).buffered(FORWARD_CONCURRENCY).concat().await
+            let runs = unit.runs.iter();
+            let runs: Vec<_> = runs
+                .map(|run| forward(&node, unit.partition, run, &call))
+                .collect();
+            stream::iter(runs)
+                .buffered(FORWARD_CONCURRENCY)
+                .concat()
+                .await
         }
     };
     (unit, answers)
@@ -249,8 +271,13 @@ async fn forward(node: &Arc<Node>, partition: u32, run: &Run, call: &Call) -> Ve
         answers.push(if earlier_failed {
             Err(ApiError::EarlierAppendFailed)
         } else {
-            let append = AppendOne { request: &item.request, partition };
-            route(node, partition, call, &append).await.map(|routed| routed.value)
+            let append = AppendOne {
+                request: &item.request,
+                partition,
+            };
+            route(node, partition, call, &append)
+                .await
+                .map(|routed| routed.value)
         });
     }
     answers

@@ -380,11 +380,11 @@ mod tests {
             Some("default_reducer")
         );
         assert_eq!(
-            with(|r| drop(r.category_reducers.insert("a".into(), 9))).as_deref(),
+            with(|r| _ = r.category_reducers.insert("a".into(), 9)).as_deref(),
             Some("category_reducers[a]")
         );
         assert_eq!(
-            with(|r| drop(r.category_reducers.insert("a-b".into(), 1))).as_deref(),
+            with(|r| _ = r.category_reducers.insert("a-b".into(), 1)).as_deref(),
             Some("category_reducers")
         );
     }

@@ -53,7 +53,11 @@ impl Call {
     /// The frame of one step of a long call: each has a deadline, also where the call has none.
     pub fn step(&self) -> Call {
         let deadline = Instant::now() + DEFAULT_TIMEOUT;
-        let deadline = if self.has_deadline { deadline.min(self.deadline) } else { deadline };
+        let deadline = if self.has_deadline {
+            deadline.min(self.deadline)
+        } else {
+            deadline
+        };
         Call { deadline, ..*self }
     }
 

@@ -37,6 +37,22 @@ impl Events {
             },
         ))
     }
+
+    fn list_freshness(&self, consistency: i32) -> Result<Freshness, ApiError> {
+        Ok(Freshness {
+            consistency: validate::consistency(consistency)?,
+            min_position: 0,
+        })
+    }
+
+    fn check_list(&self, query: &Query) -> Result<(), ApiError> {
+        let limits = &self.node.limits;
+        if !query.category.is_empty() {
+            validate::category("category", &query.category, limits)?;
+        }
+        validate::optional_name("prefix", &query.prefix, limits)?;
+        validate::optional_name("after", &query.after, limits)
+    }
 }
 
 #[tonic::async_trait]
@@ -66,7 +82,12 @@ impl EventStore for Events {
     ) -> Result<Response<Self::AppendStreamStream>, Status> {
         let call = Call::of(request.metadata())?;
         let partitions = self.node.partitions()?;
-        Ok(Response::new(Appends::new(self.node.clone(), partitions, call, request.into_inner())))
+        Ok(Response::new(Appends::new(
+            self.node.clone(),
+            partitions,
+            call,
+            request.into_inner(),
+        )))
     }
 
     type ReadStream = Pages<v1::ReadResponse>;
@@ -118,12 +139,27 @@ impl EventStore for Events {
         request: Request<v1::ListStreamsRequest>,
     ) -> Result<Response<Self::ListStreamsStream>, Status> {
         let call = Call::of(request.metadata())?;
-        let v1::ListStreamsRequest { category, prefix, after, max_count, consistency, partition } =
-            request.into_inner();
+        let v1::ListStreamsRequest {
+            category,
+            prefix,
+            after,
+            max_count,
+            consistency,
+            partition,
+        } = request.into_inner();
         let freshness = self.list_freshness(consistency)?;
-        let query = Query { category, prefix, after, max_count, freshness, partition };
+        let query = Query {
+            category,
+            prefix,
+            after,
+            max_count,
+            freshness,
+            partition,
+        };
         self.check_list(&query)?;
-        Ok(Response::new(list::<v1::StreamInfo>(self.node.clone(), call, query).await?))
+        Ok(Response::new(
+            list::<v1::StreamInfo>(self.node.clone(), call, query).await?,
+        ))
     }
 
     type ListStatesStream = Pages<v1::ListStatesResponse>;
@@ -133,11 +169,26 @@ impl EventStore for Events {
         request: Request<v1::ListStatesRequest>,
     ) -> Result<Response<Self::ListStatesStream>, Status> {
         let call = Call::of(request.metadata())?;
-        let v1::ListStatesRequest { category, prefix, after, max_count, consistency, partition } =
-            request.into_inner();
+        let v1::ListStatesRequest {
+            category,
+            prefix,
+            after,
+            max_count,
+            consistency,
+            partition,
+        } = request.into_inner();
         let freshness = self.list_freshness(consistency)?;
-        let query = Query { category, prefix, after, max_count, freshness, partition };
+        let query = Query {
+            category,
+            prefix,
+            after,
+            max_count,
+            freshness,
+            partition,
+        };
         self.check_list(&query)?;
-        Ok(Response::new(list::<v1::State>(self.node.clone(), call, query).await?))
+        Ok(Response::new(
+            list::<v1::State>(self.node.clone(), call, query).await?,
+        ))
     }
 }

@@ -10,7 +10,9 @@ mod list;
 pub mod node;
 mod read;
 pub mod read_pool;
-mod server;
+pub mod server;
+#[cfg(test)]
+mod tests;
 pub mod validate;
 
 pub use server::{ServeError, serve};

@@ -5,11 +5,10 @@ mod tests;
 use super::errors::ApiError;
 use crate::partition::content::{CONTENT_HASH_BYTES, content_hash};
 use crate::partition::fold::is_json;
+use crate::partition::keys::stream_hash;
 use crate::partition::position;
 use bytes::{BufMut, Bytes, BytesMut};
-use prost::encoding::{
-    WireType, bool, bytes as pb_bytes, encode_key, encode_varint, string, uint32, uint64,
-};
+use prost::encoding::{WireType, bool, encode_key, encode_varint, string, uint32, uint64};
 use prost::encoding::{encoded_len_varint, int32, key_len};
 use ringfold_proto::internal::Expected;
 use ringfold_proto::v1;
@@ -17,7 +16,6 @@ use ringfold_proto::v1::expected_revision::Expected as ExpectedRevision;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::borrow::Cow;
 use uuid::Uuid;
-use xxhash_rust::xxh3::xxh3_64;
 
 /// Content type of events and states that name none.
 pub const JSON: &str = "application/json";
@@ -59,7 +57,7 @@ impl Limits {
 pub fn partition_of(stream: &str, partitions: u32) -> u32 {
     debug_assert!(partitions.is_power_of_two());
     // A shift by all 64 bits, for one partition, is none that the machine knows.
-    xxh3_64(stream.as_bytes())
+    stream_hash(stream)
         .checked_shr(64 - partitions.trailing_zeros())
         .unwrap_or(0) as u32
 }
@@ -398,23 +396,22 @@ fn encode_event(e: &v1::NewEvent, out: &mut BytesMut) {
         &e.data,
         &e.metadata,
     );
-    pb_bytes::encode(1, &e.id, out);
-    string::encode(2, &e.r#type, out);
+    put_field(1, &e.id, out);
+    put_field(2, e.r#type.as_bytes(), out);
     if e.schema_version != 0 {
         uint32::encode(3, &e.schema_version, out);
     }
-    if !content_type.is_empty() {
-        encode_key(4, WireType::LengthDelimited, out);
-        encode_varint(content_type.len() as u64, out);
-        out.put_slice(content_type.as_bytes());
+    put_field(4, content_type.as_bytes(), out);
+    put_field(5, &e.data, out);
+    put_field(6, &e.metadata, out);
+    put_field(7, &hash, out);
+}
+
+/// A field of bytes, which is left out where it is empty.
+fn put_field(tag: u32, bytes: &[u8], out: &mut BytesMut) {
+    if !bytes.is_empty() {
+        encode_key(tag, WireType::LengthDelimited, out);
+        encode_varint(bytes.len() as u64, out);
+        out.put_slice(bytes);
     }
-    if !e.data.is_empty() {
-        pb_bytes::encode(5, &e.data, out);
-    }
-    if !e.metadata.is_empty() {
-        pb_bytes::encode(6, &e.metadata, out);
-    }
-    encode_key(7, WireType::LengthDelimited, out);
-    encode_varint(CONTENT_HASH_BYTES as u64, out);
-    out.put_slice(&hash);
 }

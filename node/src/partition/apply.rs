@@ -1,7 +1,7 @@
 //! Applies entries: a pure function of the entry and the database.
 mod pending;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use super::content::CONTENT_HASH_BYTES;
 use super::fold::{Fold, Folded, Reducer, STATE_BYTES_MAX};
@@ -140,6 +140,7 @@ pub struct PartitionMachine {
     heads: Heads,
     pending: Pending,
     key: Vec<u8>,
+    batch_bytes_max: usize,
     faults: PlantedFaults,
     /// Set by the first error: what memory holds may be wrong then.
     broken: Option<String>,
@@ -212,6 +213,7 @@ impl PartitionMachine {
             heads: Heads::new(HEADS_BYTES_MAX),
             pending: Pending::default(),
             key: Vec::with_capacity(256),
+            batch_bytes_max: BATCH_BYTES_MAX,
             faults: PlantedFaults::default(),
             broken: None,
             store,
@@ -258,7 +260,7 @@ impl PartitionMachine {
         let mut outcomes = Vec::with_capacity(count - done);
         for (i, command) in commands.into_iter().enumerate().skip(done) {
             outcomes.push(self.command(&entry, command)?);
-            if self.pending.bytes() >= BATCH_BYTES_MAX && i + 1 < count {
+            if self.pending.bytes() >= self.batch_bytes_max && i + 1 < count {
                 if !self.faults.commands_done_forgotten {
                     self.mark.commands_done = i as u32 + 1;
                 }

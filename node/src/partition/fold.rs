@@ -228,4 +228,4 @@ fn check_size(bytes: usize, bytes_max: usize) -> Result<(), String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

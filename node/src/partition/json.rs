@@ -135,4 +135,4 @@ impl<'de> Deserialize<'de> for Json {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -93,14 +93,14 @@ impl Reader {
         end.push(0);
 
         let mut expected = Some(if backwards { to } else { from });
-        let (mut bytes, mut result) = (0, Ok(()));
+        let (mut bytes, mut full, mut result) = (0, false, Ok(()));
         store.scan(&start, &end, order, &mut |key, value| {
             let Some(revision) = expected else {
                 return false;
             };
-            if !page.events.is_empty()
-                && (page.events.len() >= max_count || bytes + value.len() > max_bytes)
-            {
+            full = !page.events.is_empty()
+                && (page.events.len() >= max_count || bytes + value.len() > max_bytes);
+            if full {
                 return false;
             }
             bytes += value.len();
@@ -120,13 +120,14 @@ impl Reader {
             expected.is_some()
         })?;
         result?;
-        if page.events.is_empty() {
-            // The scan ended before the first event that the head counts.
-            let revision = if backwards { to } else { from };
-            return Err(missing_event(store, stream, revision));
+        match expected {
+            // The scan ended before the last event that the head counts.
+            Some(revision) if !full => Err(missing_event(store, stream, revision)),
+            next => {
+                page.next = next;
+                Ok(page)
+            }
         }
-        page.next = expected;
-        Ok(page)
     }
 
     /// Streams in ascending byte order of their names, after `after` (exclusive), whose names begin

@@ -24,7 +24,10 @@ struct Head<I> {
 
 impl<I: Named> Ord for Head<I> {
     fn cmp(&self, other: &Head<I>) -> Ordering {
-        self.item.name().cmp(other.item.name()).then(self.source.cmp(&other.source))
+        self.item
+            .name()
+            .cmp(other.item.name())
+            .then(self.source.cmp(&other.source))
     }
 }
 
@@ -59,7 +62,10 @@ pub struct Merge<I> {
 
 impl<I: Named> Merge<I> {
     pub fn new(sources: usize) -> Merge<I> {
-        let source = || Source { items: VecDeque::new(), ended: false };
+        let source = || Source {
+            items: VecDeque::new(),
+            ended: false,
+        };
         Merge {
             sources: std::iter::repeat_with(source).take(sources).collect(),
             heads: BinaryHeap::new(),
@@ -82,7 +88,9 @@ impl<I: Named> Merge<I> {
     }
 
     fn refill(&mut self, source: usize) {
-        let Some(s) = self.sources.get_mut(source) else { return };
+        let Some(s) = self.sources.get_mut(source) else {
+            return;
+        };
         match s.items.pop_front() {
             Some(item) => self.heads.push(Reverse(Head { item, source })),
             None if s.ended => {}
@@ -94,7 +102,9 @@ impl<I: Named> Merge<I> {
         if !self.wanted.is_empty() {
             return Next::Wanted(self.wanted());
         }
-        let Some(Reverse(Head { item, source })) = self.heads.pop() else { return Next::End };
+        let Some(Reverse(Head { item, source })) = self.heads.pop() else {
+            return Next::End;
+        };
         self.refill(source);
         Next::Item(item)
     }
