@@ -41,13 +41,13 @@ pub(super) fn offer(inner: &Arc<Inner>, from: NodeId, offer: Offer) -> Result<()
     check_room(inner, offer.bytes).map_err(|e| refusal("DISK_FULL", e))?;
     {
         let mut incoming = inner.receiver.incoming.lock();
-        if incoming.get(&group).is_some_and(|i| *i == (from, offer.clone())) {
+        if incoming.get(&group).is_some_and(|i| *i == (from, offer)) {
             return Ok(());
         }
         if incoming.contains_key(&group) || incoming.len() >= inner.settings.incoming_max {
             return Err(refusal(BUSY, "as many checkpoints as allowed are being received"));
         }
-        incoming.insert(group, (from, offer.clone()));
+        incoming.insert(group, (from, offer));
     }
     let inner = inner.clone();
     let runtime = inner.transport.runtime().clone();

@@ -228,7 +228,7 @@ async fn make_offer(inner: &Inner, node: NodeId, offer: &Offer) -> Result<(), Tr
     let mut wait_ms = inner.settings.retry_ms;
     for tries in 1.. {
         let offered = match inner.transport.connect_to(node, Kind::Control).await {
-            Ok(mut client) => client.offer(offer.clone()).await,
+            Ok(mut client) => client.offer(*offer).await,
             Err(error) => Err(error),
         };
         match offered {

@@ -361,10 +361,10 @@ async fn offers_are_refused_where_they_cannot_be_taken() {
         let transfers = b.transfers.clone();
         async move { transfers.offer(NodeId(1), offer).await.unwrap_err().reason }
     };
-    assert_eq!(reason(Offer { replica_id: 13, ..offer.clone() }).await, "NO_REPLICA");
-    assert_eq!(reason(Offer { group: 5, ..offer.clone() }).await, "NO_REPLICA");
-    assert_eq!(reason(Offer { index: 5, ..offer.clone() }).await, "NOT_NEEDED");
-    assert_eq!(reason(Offer { bytes: u64::MAX, ..offer.clone() }).await, "DISK_FULL");
+    assert_eq!(reason(Offer { replica_id: 13, ..offer }).await, "NO_REPLICA");
+    assert_eq!(reason(Offer { group: 5, ..offer }).await, "NO_REPLICA");
+    assert_eq!(reason(Offer { index: 5, ..offer }).await, "NOT_NEEDED");
+    assert_eq!(reason(Offer { bytes: u64::MAX, ..offer }).await, "DISK_FULL");
     assert_eq!(reason(offer).await, "BUSY");
     assert!(b.folders("incoming").is_empty());
     // A node that is not there at all.
@@ -391,7 +391,7 @@ async fn only_files_of_the_manifest_can_be_fetched_and_only_by_the_node_they_are
     let mut offered = None;
     let start = Instant::now();
     while offered.is_none() && start.elapsed() < Duration::from_secs(10) {
-        offered = a.transfers.manifest(NodeId(2), manifest.clone()).await.ok();
+        offered = a.transfers.manifest(NodeId(2), manifest).await.ok();
         sleep(Duration::from_millis(2)).await;
     }
     assert_eq!(offered.unwrap().files.len(), 4);
