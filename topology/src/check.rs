@@ -266,7 +266,7 @@ fn balance(
     for (name, zone_total) in names.iter().zip(proportional(total, &items)) {
         let members: Vec<_> = nodes.iter().filter(|(_, n)| n.zone == *name).collect();
         let items: Vec<_> = members.iter().map(|(_, n)| (n.share, 0.0, n.cap)).collect();
-        for ((&node_id, node), forced) in members.iter().zip(proportional(zone_total, &items)) {
+        for (&(&node_id, node), forced) in members.iter().zip(proportional(zone_total, &items)) {
             let actual = node.replicas;
             if actual as f64 > node.cap {
                 let most = node.cap as usize;

@@ -16,6 +16,9 @@ pub(crate) struct Node {
     pub weight: u32,
 }
 
+/// (least, most)
+type Limits = (usize, usize);
+
 pub(crate) struct Quotas {
     /// By node: the replicas that its weight alone would give it.
     pub shares: Vec<f64>,
@@ -62,7 +65,7 @@ pub(crate) fn quotas(
         .rev()
         .find(|&level| filled(level) <= total)
         .unwrap_or_default();
-    let zone_bounds: Vec<(usize, usize)> = rooms
+    let zone_bounds: Vec<Limits> = rooms
         .iter()
         .map(|&r| (r.min(level * partitions), r.min((level + 1) * partitions)))
         .collect();
@@ -78,44 +81,36 @@ pub(crate) fn quotas(
     );
 
     // Nodes: within 10 % of the share, rounded outwards; further off only as far as the zones
-    // force it.
-    let mut targets = vec![0.0; nodes.len()];
-    let mut bounds = vec![(0, 0); nodes.len()];
-    let mut zone_limits = Vec::with_capacity(zone_count);
+    // force it, and then in proportion.
+    let rests: Vec<Limits> = shares
+        .iter()
+        .zip(&caps)
+        .map(|(share, &cap)| (down(0.9 * share), up(1.1 * share).min(cap)))
+        .collect();
+    let clamped = |i: usize| kept[i].clamp(rests[i].0, rests[i].1);
+    let zone_rests: Vec<Limits> = by_zone
+        .iter()
+        .zip(&zone_bounds)
+        .map(|(in_zone, &(lo, hi))| {
+            let least: usize = in_zone.iter().map(|&i| rests[i].0).sum();
+            let most: usize = in_zone.iter().map(|&i| rests[i].1).sum();
+            (least.clamp(lo, hi), most.clamp(lo, hi))
+        })
+        .collect();
+    let starts: Vec<usize> = by_zone
+        .iter()
+        .map(|in_zone| in_zone.iter().map(|&i| clamped(i)).sum())
+        .collect();
+    let zones = settle(total, &starts, &zone_rests, &zone_targets);
+    let mut quotas = vec![0; nodes.len()];
     for (z, in_zone) in by_zone.iter().enumerate() {
-        let in_targets = stretch(
+        let targets = stretch(
             zone_targets[z],
             in_zone.iter().map(|&i| (shares[i], 0.0, caps[i] as f64)),
         );
-        let (mut at_rest_least, mut at_rest_most) = (0, 0);
-        for (&i, target) in in_zone.iter().zip(in_targets) {
-            let (least, most) = (down(0.9 * shares[i]), up(1.1 * shares[i]).min(caps[i]));
-            targets[i] = target;
-            bounds[i] = (least.min(down(target)), most.max(up(target)));
-            at_rest_least += least;
-            at_rest_most += most;
-        }
-        let (lo, hi) = zone_bounds[z];
-        zone_limits.push((
-            down(zone_targets[z]).min(lo.max(at_rest_least)),
-            up(zone_targets[z]).max(hi.min(at_rest_most)),
-        ));
-    }
-
-    let clamped = |i: usize| kept[i].clamp(bounds[i].0, bounds[i].1);
-    let zones = settle(
-        total,
-        (0..zone_count).map(|z| {
-            let start = by_zone[z].iter().map(|&i| clamped(i)).sum();
-            (start, zone_limits[z], zone_targets[z])
-        }),
-    );
-    let mut quotas = vec![0; nodes.len()];
-    for (z, in_zone) in by_zone.iter().enumerate() {
-        let settled = settle(
-            zones[z],
-            in_zone.iter().map(|&i| (kept[i], bounds[i], targets[i])),
-        );
+        let starts: Vec<usize> = in_zone.iter().map(|&i| kept[i]).collect();
+        let rests: Vec<Limits> = in_zone.iter().map(|&i| rests[i]).collect();
+        let settled = settle(zones[z], &starts, &rests, &targets);
         for (&i, quota) in in_zone.iter().zip(settled) {
             quotas[i] = quota;
         }
@@ -164,43 +159,49 @@ fn stretch(total: f64, items: impl Iterator<Item = (f64, f64, f64)>) -> Vec<f64>
     at(high).collect()
 }
 
-/// Whole numbers within their bounds that add up to `total`, as near to where they start as that
-/// allows, those furthest from their targets moved first. Items are (start, (least, most),
-/// target).
-fn settle(total: usize, items: impl Iterator<Item = (usize, (usize, usize), f64)>) -> Vec<usize> {
-    let items: Vec<_> = items.collect();
-    let mut values: Vec<usize> = items
+/// Whole numbers that add up to `total`, as near to `starts` as they can be within the limits.
+/// Where the limits leave no room they are passed as far as the targets, which add up to about
+/// `total`.
+fn settle(total: usize, starts: &[usize], rests: &[Limits], targets: &[f64]) -> Vec<usize> {
+    let least: usize = rests.iter().map(|r| r.0).sum();
+    let most: usize = rests.iter().map(|r| r.1).sum();
+    let limits: Vec<Limits> = rests
         .iter()
-        .map(|&(start, (least, most), _)| start.clamp(least, most))
+        .zip(targets)
+        .map(|(&(lo, hi), &target)| {
+            if total < least {
+                (lo.min(down(target)), lo)
+            } else if total > most {
+                (hi, hi.max(up(target)))
+            } else {
+                (lo, hi)
+            }
+        })
+        .collect();
+    let mut values: Vec<usize> = starts
+        .iter()
+        .zip(&limits)
+        .map(|(start, &(lo, hi))| *start.clamp(&lo, &hi))
         .collect();
     let mut sum: usize = values.iter().sum();
-    while sum != total {
-        let rising = sum < total;
-        let fill = |i: usize| {
-            let half = if rising { 0.5 } else { -0.5 };
-            (values[i] as f64 + half) / items[i].2.max(EPSILON)
+    // Step by step, the one furthest from its target first.
+    while sum < total {
+        let fill = |&i: &usize| (values[i] as f64 + 0.5) / targets[i].max(EPSILON);
+        let open = (0..values.len()).filter(|&i| values[i] < limits[i].1);
+        let Some(i) = open.min_by(|a, b| fill(a).total_cmp(&fill(b))) else {
+            break;
         };
-        let next = (0..items.len())
-            .filter(|&i| {
-                let (least, most) = items[i].1;
-                if rising {
-                    values[i] < most
-                } else {
-                    values[i] > least
-                }
-            })
-            .min_by(|&a, &b| {
-                let order = fill(a).total_cmp(&fill(b));
-                if rising { order } else { order.reverse() }
-            });
-        let Some(i) = next else { break };
-        if rising {
-            values[i] += 1;
-            sum += 1;
-        } else {
-            values[i] -= 1;
-            sum -= 1;
-        }
+        values[i] += 1;
+        sum += 1;
+    }
+    while sum > total {
+        let fill = |&i: &usize| (values[i] as f64 - 0.5) / targets[i].max(EPSILON);
+        let open = (0..values.len()).filter(|&i| values[i] > limits[i].0);
+        let Some(i) = open.max_by(|a, b| fill(a).total_cmp(&fill(b))) else {
+            break;
+        };
+        values[i] -= 1;
+        sum -= 1;
     }
     values
 }
