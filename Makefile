@@ -44,7 +44,7 @@ test: ## formatting, clippy with warnings denied, and every test
 
 test-long: ## many more seeds, longer loads and fault runs (docs/reliability.md)
 	@$(READY); cargo build --locked --release --workspace --bins; \
-	RINGFOLD_TEST_LONG=1 cargo test --locked --release --workspace --no-fail-fast
+	RINGFOLD_TEST_FACTOR=$${RINGFOLD_TEST_FACTOR:-20} cargo test --locked --release --workspace --no-fail-fast
 
 fmt: ## format the code
 	@$(READY); cargo fmt --all
