@@ -235,6 +235,6 @@ mod tests {
         assert!(parse(&["lookup", "--consistency", "eventual"]).contains("stale"));
         assert!(parse(&["append", "--in-flight", "0"]).contains("in-flight"));
         assert!(parse(&["append", "--bytes", "3"]).contains("bytes"));
-        assert!(parse(&["append", "--seconds", "-1"]).contains("seconds"));
+        assert!(parse(&["append", "--seconds=-1"]).contains("seconds"));
     }
 }
