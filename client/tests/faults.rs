@@ -1,4 +1,5 @@
 //! The client against a cluster with planned faults.
+#![allow(clippy::unwrap_used)] // helpers of tests count as outside of tests
 mod support;
 
 use std::{collections::HashSet, time::Duration};

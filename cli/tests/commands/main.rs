@@ -251,6 +251,28 @@ async fn a_cluster_is_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn load_is_measured() {
+    let fake = Fake::start().await;
+    let short = [
+        "--streams",
+        "10",
+        "--in-flight",
+        "4",
+        "--seconds",
+        "0.2",
+        "--warmup-seconds",
+        "0",
+    ];
+    for load in [&["lookup"][..], &["append"], &["append", "--pipelined"]] {
+        let ended = run(&fake, &[&["bench"], load, &short].concat(), "").await;
+        assert_eq!(ended.code, 0, "{}", ended.err);
+        let report = &ended.lines()[0];
+        assert!(report["calls"].as_u64().unwrap() > 0, "{report}");
+        assert_eq!(report["errors"], 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_goes_away_is_no_error() {
     let fake = Fake::start().await;
     let line = |i: usize| {
