@@ -45,6 +45,9 @@ pub struct Args {
     /// When a node dies, say so and go on with the others
     #[arg(long)]
     keep_going: bool,
+    /// When the command has ended well, go on until Ctrl-C
+    #[arg(long, requires = "command")]
+    stay: bool,
     /// How long to wait until the cluster serves, seconds
     #[arg(long, default_value_t = 120)]
     start_within_s: u64,
@@ -155,7 +158,14 @@ impl Cluster<'_> {
                 }
             };
             tokio::select! {
-                code = ended => return code,
+                code = ended => {
+                    let code = code?;
+                    if code != 0 || !self.args.stay {
+                        return Ok(code);
+                    }
+                    beside = None;
+                    say(format_args!("the command has ended well; the cluster serves until Ctrl-C"));
+                }
                 death = nodes.next_death() => {
                     if self.args.keep_going && nodes.any_left() {
                         say(format_args!("{}", death.message));

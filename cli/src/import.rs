@@ -196,7 +196,7 @@ impl Import {
                     self.appends += 1;
                 }
                 Err(e) if one_by_one(&e, cut) => again.push(cut),
-                Err(e) => failed = failed.or(Some(at_line(e, cut, 0))),
+                Err(e) => failed = failed.or(Some(at_lines(e, &cut.stream, &cut.lines))),
             }
         }
         if let Some(error) = failed {
@@ -209,7 +209,7 @@ impl Import {
             for (i, event) in cut.events.iter().enumerate() {
                 let events = vec![event.clone()];
                 let stored = self.client.append(&cut.stream, events, Expected::Any).await;
-                stored.map_err(|e| at_line(e, cut, i))?;
+                stored.map_err(|e| at_lines(e, &cut.stream, &cut.lines[i..=i]))?;
                 self.events += 1;
                 self.appends += 1;
             }
@@ -230,14 +230,13 @@ fn one_by_one(e: &ClientError, cut: &Cut) -> bool {
     }
 }
 
-fn at_line(e: ClientError, cut: &Cut, event: usize) -> CliError {
-    let first = cut.lines.get(event).copied().unwrap_or_default();
-    let last = cut.lines.last().copied().unwrap_or_default();
-    let lines = match cut.lines.len() - event {
-        0 | 1 => format!("line {first}"),
-        n => format!("{n} lines from {first} to {last}"),
+fn at_lines(e: ClientError, stream: &str, lines: &[u64]) -> CliError {
+    let told = match lines {
+        [line] => format!("line {line}"),
+        [first, .., last] => format!("{} lines from {first} to {last}", lines.len()),
+        [] => "no line".into(),
     };
-    CliError::from(e).context(format_args!("{lines}, stream {}", cut.stream))
+    CliError::from(e).context(format_args!("{told}, stream {stream}"))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `ringfold`: the command line of a cluster, and `ringfold dev`, a cluster on this machine.
 mod append;
+mod bench;
 mod bootstrap;
 mod connect;
 mod dev;
@@ -67,6 +68,8 @@ enum Command {
     /// Appends events from JSON lines; run again, it stores nothing twice
     #[command(after_help = import::AFTER_HELP)]
     Import(import::Args),
+    /// Puts load on the cluster and measures it
+    Bench(bench::Args),
     /// Creates a cluster, once, with the node at --endpoints as its first member
     Bootstrap(bootstrap::Args),
     /// Asks each node how it is; ends with 1 unless all is well
@@ -110,6 +113,7 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Lookup(args) => lookup::run(args, &global).await,
         Command::List(args) => list::run(args, &global).await,
         Command::Import(args) => import::run(args, &global).await,
+        Command::Bench(args) => bench::run(args, &global).await,
         Command::Bootstrap(args) => bootstrap::run(args, &global).await,
         Command::Status => status::run(&global).await,
         Command::Topology => topology::run(&global).await,

@@ -69,6 +69,12 @@ impl<W: Write> Out<W> {
         Ok(())
     }
 
+    /// Writes what shows itself, for a person.
+    pub fn text(&mut self, text: &impl fmt::Display) -> Result<(), CliError> {
+        write!(self.to, "{text}")?;
+        Ok(())
+    }
+
     fn print_table(&mut self) -> Result<(), CliError> {
         if self.rows.is_empty() {
             return Ok(());

@@ -23,6 +23,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let tests: &[(&str, fn())] = &[
+        (
+            "it_stays_when_its_command_ended_well",
+            it_stays_when_its_command_ended_well,
+        ),
         ("a_commands_exit_code_is_devs", a_commands_exit_code_is_devs),
         (
             "ctrl_c_ends_it_and_it_goes_on_where_it_was",
@@ -254,6 +258,27 @@ fn a_commands_exit_code_is_devs() {
     assert_eq!(code, Some(7), "{said}");
     let left: Vec<_> = std::fs::read_dir(temp.path()).unwrap().collect();
     assert!(left.is_empty(), "the temporary folder is removed: {left:?}");
+}
+
+fn it_stays_when_its_command_ended_well() {
+    let port = free_ports(1);
+    let start = |script| {
+        let args = [
+            "dev", "--stay", "--nodes", "1", "--port", &port, "--", "sh", "-c", script,
+        ];
+        Dev::start(command(&args))
+    };
+    assert_eq!(start("exit 3").end().0, Some(3));
+    let mut dev = start("exit 0");
+    let mut stderr = BufReader::new(dev.child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("has ended well") {
+        line.clear();
+        assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "it has ended");
+    }
+    assert!(dev.child.try_wait().unwrap().is_none());
+    kill_process(dev.pid(), Signal::INT).unwrap();
+    assert_eq!(dev.child.wait().unwrap().code(), Some(0));
 }
 
 fn ctrl_c_ends_it_and_it_goes_on_where_it_was() {
