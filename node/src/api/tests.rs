@@ -533,9 +533,9 @@ async fn lists_merge_all_partitions_in_byte_order_through_any_node() {
     let mut names: Vec<_> = (0..3_000)
         .map(|n| format!("{}-{n}", ["a", "bé"][n % 2]))
         .collect();
-    for (n, name) in names.iter().enumerate() {
-        writer.append(append(name, n as u128, None)).await.unwrap();
-    }
+    let requests = names.iter().zip(0u64..);
+    let requests = requests.map(|(name, n)| pipelined(n, append(name, n.into(), None), false));
+    append_stream(&mut writer, requests.collect()).await;
     names.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
     for via in 0..2 {
         let mut client = cluster.client(via).await;
