@@ -405,9 +405,9 @@ pub async fn route<O: Operation>(
                 let leader = leader_hint(node, to);
                 let client = EventStoreClient::new(node.router.channel(to, &leader.url)?)
                     .max_decoding_message_size(MESSAGE_MAX_BYTES);
-                let answer = call
-                    .within(!operation.is_repeatable(), operation.remote(client, call))
-                    .await?;
+                // Boxed, so that a call that is answered here stays small.
+                let remote = Box::pin(operation.remote(client, call));
+                let answer = call.within(!operation.is_repeatable(), remote).await?;
                 let status = match answer {
                     Ok(value) => {
                         node.router.set_hint(partition, Some(to));

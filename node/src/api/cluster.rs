@@ -7,7 +7,7 @@ use super::node::Node;
 use super::validate;
 use crate::ids::{GroupId, NodeId};
 use crate::partition::store::AppliedMark;
-use crate::raft::handle::{ReplicaView, Role};
+use crate::raft::handle::{ReplicaView, Role, TransferOutcome};
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use ringfold_proto::internal::{MetaMember, MetaPartition};
@@ -40,7 +40,7 @@ impl Cluster for Clusters {
         let call = Call::of(request.metadata())?;
         let request = checked_bootstrap(request.into_inner(), &self.node.limits)?;
         let answer = call
-            .within(true, self.node.info.hooks.bootstrap(request))
+            .within(false, self.node.info.hooks.bootstrap(request))
             .await??;
         Ok(Response::new(answer))
     }
@@ -86,8 +86,19 @@ impl Cluster for Clusters {
         request: Request<v1::TransferLeadersRequest>,
     ) -> Result<Response<v1::TransferLeadersResponse>, Status> {
         let call = Call::of(request.metadata())?;
-        let done = call.within(false, self.node.raft.transfer_all()).await?;
-        let done = done.map_err(|_| ApiError::NodeStopping)?;
+        let before = self.led();
+        let done = match call.within(false, self.node.raft.transfer_all()).await {
+            Ok(done) => done.map_err(|_| ApiError::NodeStopping)?,
+            // What moved by the deadline counts.
+            Err(_) => {
+                let remaining = self.led();
+                let transferred = before.saturating_sub(remaining);
+                TransferOutcome {
+                    transferred,
+                    remaining,
+                }
+            }
+        };
         Ok(Response::new(v1::TransferLeadersResponse {
             transferred: done.transferred,
             remaining: done.remaining,
@@ -96,6 +107,13 @@ impl Cluster for Clusters {
 }
 
 impl Clusters {
+    /// Groups that this node leads.
+    fn led(&self) -> u32 {
+        let replicas = self.node.raft.replicas.read();
+        let leads = |v: &&Arc<ReplicaView>| v.status.read().role == Role::Leader;
+        replicas.values().filter(leads).count() as u32
+    }
+
     fn known_topology(&self) -> v1::TopologyResponse {
         let node = &self.node;
         let info = &node.info;

@@ -87,7 +87,7 @@ reasons! {
         "correct the named field";
     WrongExpectedRevision = "WRONG_EXPECTED_REVISION", FailedPrecondition, No, ["expected", "actual"],
         "read the stream, decide again, and append with its actual revision";
-    EarlierAppendFailed = "EARLIER_APPEND_FAILED", FailedPrecondition, Yes, [],
+    EarlierAppendFailed = "EARLIER_APPEND_FAILED", FailedPrecondition, No, [],
         "send the failed appends of this stream again in order, the first with resume set";
     StreamTombstoned = "STREAM_TOMBSTONED", FailedPrecondition, No, [],
         "use another stream: this one never takes an append again";
@@ -103,7 +103,7 @@ reasons! {
         "check the name: no event was ever appended to this stream";
     Overloaded = "OVERLOADED", ResourceExhausted, Yes, [],
         "send it again after a pause that grows";
-    DiskFull = "DISK_FULL", ResourceExhausted, Yes, ["free_bytes", "limit_bytes"],
+    DiskFull = "DISK_FULL", ResourceExhausted, No, ["free_bytes", "limit_bytes"],
         "make room on the node's disk: reads go on, appends are refused until then";
     NotLeader = "NOT_LEADER", Unavailable, Yes, ["leader_node_id", "leader_url"],
         "ask the leader";

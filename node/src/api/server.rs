@@ -17,7 +17,7 @@ use tonic_health::server::HealthReporter;
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// Calls in flight on one connection.
-const CONCURRENT_STREAMS_MAX: u32 = 4_096;
+const CONCURRENT_STREAMS_MAX: u32 = 1_024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections get so long to end what is in flight once the node stops.

@@ -1,6 +1,7 @@
 //! The services over real connections, two nodes, with the product's apply below and a driver that
 //! commits at once: node 1 leads the even partitions, node 2 the odd ones.
 use super::errors::{ApiError, DOMAIN};
+use super::events::Events;
 use super::node::{Disk, Membership, Node, NodeHooks, NodeInfo};
 use super::read_pool::ReadPool;
 use super::validate::{Limits, partition_of};
@@ -25,6 +26,7 @@ use ringfold_proto::v1;
 use ringfold_proto::v1::append_stream_response::Result as Answer;
 use ringfold_proto::v1::cluster_client::ClusterClient;
 use ringfold_proto::v1::event_store_client::EventStoreClient;
+use ringfold_proto::v1::event_store_server::EventStore;
 use ringfold_proto::v1::expected_revision::Expected;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -180,9 +182,14 @@ fn raft(
                 reply,
                 ..
             } => {
-                let _ = reply.send(match leads(group) {
+                let result = match leads(group) {
                     Some(p) => Ok(p.propose(commands)),
                     None => Err(ProposeError::NotLeader { leader: None }),
+                };
+                // Answers come later, as from a real one.
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    let _ = reply.send(result);
                 });
             }
             Request::ReadIndex { group, reply } => {
@@ -298,6 +305,13 @@ impl TestCluster {
             .unwrap()
     }
 
+    /// Without a transport: a client's own timer would end the call first.
+    fn service(&self, node: usize) -> Events {
+        Events {
+            node: self.nodes[node].node.clone(),
+        }
+    }
+
     async fn admin(&self, node: usize) -> ClusterClient<Channel> {
         ClusterClient::connect(self.nodes[node].url.clone())
             .await
@@ -346,6 +360,13 @@ fn reason(status: &Status) -> String {
         .unwrap_or_else(|| panic!("{status:?}"));
     assert_eq!(info.domain, DOMAIN);
     info.reason
+}
+
+fn with_timeout<T>(message: T, timeout: &'static str) -> Call<T> {
+    let mut call = Call::new(message);
+    let timeout = tonic::metadata::MetadataValue::from_static(timeout);
+    call.metadata_mut().insert("grpc-timeout", timeout);
+    call
 }
 
 const ALL: [v1::Consistency; 4] = [
@@ -512,9 +533,9 @@ async fn lists_merge_all_partitions_in_byte_order_through_any_node() {
     let mut names: Vec<_> = (0..3_000)
         .map(|n| format!("{}-{n}", ["a", "bé"][n % 2]))
         .collect();
-    for (n, name) in names.iter().enumerate() {
-        writer.append(append(name, n as u128, None)).await.unwrap();
-    }
+    let requests = names.iter().zip(0u64..);
+    let requests = requests.map(|(name, n)| pipelined(n, append(name, n.into(), None), false));
+    append_stream(&mut writer, requests.collect()).await;
     names.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
     for via in 0..2 {
         let mut client = cluster.client(via).await;
@@ -698,12 +719,11 @@ async fn a_read_waits_for_its_position_and_no_longer_than_its_deadline() {
 
     // Further than anything that is applied; a later append lifts the partition over it.
     request.min_position = first.last_position + position::STEP;
-    let mut short = Call::new(request.clone());
-    short.set_timeout(Duration::from_millis(100));
-    assert_eq!(
-        reason(&client.lookup(short).await.unwrap_err()),
-        "DEADLINE_EXCEEDED"
-    );
+    let late = cluster
+        .service(0)
+        .lookup(with_timeout(request.clone(), "50m"))
+        .await;
+    assert_eq!(reason(&late.unwrap_err()), "DEADLINE_EXCEEDED");
     let waits = tokio::spawn({
         let (mut client, request) = (client.clone(), request.clone());
         async move { client.lookup(request).await }
@@ -724,14 +744,11 @@ async fn a_deadline_of_zero_proposes_nothing() {
     let cluster = cluster().await;
     let stream = stream_of(0);
     let mut client = cluster.client(0).await;
-    let mut request = Call::new(append(&stream, 1, None));
-    request
-        .metadata_mut()
-        .insert("grpc-timeout", "0m".parse().unwrap());
-    assert_eq!(
-        reason(&client.append(request).await.unwrap_err()),
-        "DEADLINE_EXCEEDED"
-    );
+    let refused = cluster
+        .service(0)
+        .append(with_timeout(append(&stream, 1, None), "0m"))
+        .await;
+    assert_eq!(reason(&refused.unwrap_err()), "DEADLINE_EXCEEDED");
     let missing = client
         .lookup(lookup(&stream, v1::Consistency::Linearizable))
         .await;
@@ -746,12 +763,11 @@ async fn while_nobody_leads_calls_wait_and_a_forwarded_one_is_refused_at_once() 
     deposed.store(true, Ordering::Relaxed);
     for via in 0..2 {
         let mut client = cluster.client(via).await;
-        let mut request = Call::new(append(&stream, 1, None));
-        request.set_timeout(Duration::from_millis(200));
-        assert_eq!(
-            reason(&client.append(request).await.unwrap_err()),
-            "NO_LEADER"
-        );
+        let late = cluster
+            .service(via)
+            .append(with_timeout(append(&stream, 1, None), "200m"))
+            .await;
+        assert_eq!(reason(&late.unwrap_err()), "NO_LEADER");
         let mut forwarded = Call::new(lookup(&stream, v1::Consistency::Linearizable));
         forwarded
             .metadata_mut()
