@@ -1,6 +1,11 @@
 //! A log that lost its end, or is not what was written: that node's replicas close and say so, and
 //! the others go on.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // tests
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr
+)] // tests
 
 use std::path::Path;
 use std::time::Duration;
