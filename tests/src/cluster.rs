@@ -539,6 +539,11 @@ impl LocalCluster {
         .await;
     }
 
+    /// A client of each node, running or not.
+    pub fn stores(&self) -> Vec<EventStoreClient<Channel>> {
+        self.nodes.iter().map(Node::store).collect()
+    }
+
     pub fn running(&self) -> impl Iterator<Item = &Node> {
         self.nodes.iter().filter(|n| n.child.is_some())
     }
