@@ -69,7 +69,9 @@ impl protobuf_raft_engine::Message for Raw {
     ) -> protobuf_raft_engine::ProtobufResult<()> {
         let n = is.bytes_until_limit();
         // raft-engine parses from a slice that holds this entry alone.
-        if n > 0 && n < u32::MAX {
+        if let Ok(n) = u32::try_from(n)
+            && n > 0
+        {
             is.read_raw_bytes_into(n, &mut self.bytes)?;
         } else {
             while !is.eof()? {
