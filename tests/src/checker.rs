@@ -126,7 +126,7 @@ pub fn check(history: &History, log: &FinalLog, reducers: &Reducers) -> Vec<Viol
         );
     }
     check_positions(placed, &mut found);
-    check_pipelines(history, &mut found);
+    check_pipelines(history, log, &mut found);
     found.violations
 }
 
@@ -762,40 +762,50 @@ fn check_positions(mut placed: Vec<Placed>, found: &mut Found) {
     }
 }
 
-fn check_pipelines(history: &History, found: &mut Found) {
-    /// Sequence, first and last revision.
-    type Lane = Vec<(u64, u64, u64)>;
-    let mut lanes: HashMap<(u64, &Arc<str>), Lane> = HashMap::new();
+/// On one call of AppendStream, an append is stored only behind all that were sent before it to its
+/// stream: after one fails, later ones fail too.
+fn check_pipelines(history: &History, log: &FinalLog, found: &mut Found) {
+    type Lane<'a> = Vec<(u64, &'a Append)>;
+    let mut lanes: HashMap<(u64, &Arc<str>), Lane<'_>> = HashMap::new();
     for a in &history.appends {
-        if let (
-            Some((pipeline, sequence)),
-            AppendOutcome::Acknowledged {
-                first_revision,
-                last_revision,
-                ..
-            },
-        ) = (a.pipeline, &a.outcome)
-        {
-            lanes.entry((pipeline, &a.stream)).or_default().push((
-                sequence,
-                *first_revision,
-                *last_revision,
-            ));
+        if let Some((pipeline, sequence)) = a.pipeline {
+            let lane = lanes.entry((pipeline, &a.stream)).or_default();
+            lane.push((sequence, a));
         }
     }
+    let revisions: HashMap<(&Arc<str>, EventId), u64> = log
+        .streams
+        .iter()
+        .flat_map(|(stream, events)| events.iter().map(move |e| ((stream, e.id), e.revision)))
+        .collect();
     for ((_, stream), mut lane) in lanes {
-        lane.sort_unstable();
-        for pair in lane.windows(2) {
-            let (a, b) = (pair[0], pair[1]);
+        lane.sort_unstable_by_key(|(sequence, _)| *sequence);
+        // The last place of what was sent so far: where it is, or nowhere.
+        let mut before: Option<(u64, Option<u64>)> = None;
+        let mut sent = BTreeSet::new();
+        for (sequence, a) in lane {
+            let (Some(first), Some(last)) = (a.events.first(), a.events.last()) else {
+                continue;
+            };
             // The same append sent twice has the same answer.
-            if b.1 <= a.2 && (a.1, a.2) != (b.1, b.2) {
+            if !sent.insert(first.id) {
+                continue;
+            }
+            if let (AppendOutcome::Acknowledged { first_revision, .. }, Some((earlier, place))) =
+                (&a.outcome, before)
+                && place.is_none_or(|p| p >= *first_revision)
+            {
                 found.add(Kind::PipelineOrder, stream, || {
                     format!(
-                        "sequence {} got {}..={}, the later {} got {}..={}",
-                        a.0, a.1, a.2, b.0, b.1, b.2
+                        "sequence {sequence} got {first_revision}, the earlier {earlier} is at {place:?}"
                     )
                 });
             }
+            let place = revisions.get(&(stream, last.id)).copied();
+            before = match (before, place) {
+                (Some((earlier, None)), _) => Some((earlier, None)),
+                _ => Some((sequence, place)),
+            };
         }
     }
 }

@@ -109,6 +109,11 @@ impl Turn {
         }
         Arc::new(Self(file))
     }
+
+    /// The turn of a cluster that runs already, for another beside it.
+    pub fn shared(cluster: &LocalCluster) -> Arc<Self> {
+        cluster.turn.clone()
+    }
 }
 
 /// `n` ports that nobody listens on.
@@ -378,7 +383,7 @@ impl LocalCluster {
 
     /// Another cluster in the same turn.
     pub async fn start_beside(other: &Self, settings: Settings) -> Self {
-        Self::start_in(other.turn.clone(), settings).await
+        Self::start_in(Turn::shared(other), settings).await
     }
 
     async fn start_in(turn: Arc<Turn>, settings: Settings) -> Self {
@@ -534,6 +539,11 @@ impl LocalCluster {
         .await;
     }
 
+    /// A client of each node, running or not.
+    pub fn stores(&self) -> Vec<EventStoreClient<Channel>> {
+        self.nodes.iter().map(Node::store).collect()
+    }
+
     pub fn running(&self) -> impl Iterator<Item = &Node> {
         self.nodes.iter().filter(|n| n.child.is_some())
     }
@@ -591,6 +601,9 @@ impl LocalCluster {
 
     pub fn kill(&mut self, i: usize) {
         let mut child = self.nodes[i].child.take().expect("it runs");
+        if let Some(status) = child.try_wait().unwrap() {
+            panic!("node {i} was to be killed, and had ended by itself: {status}");
+        }
         signal(&child, libc::SIGKILL);
         child.wait().unwrap();
     }
@@ -598,6 +611,7 @@ impl LocalCluster {
     /// All at one moment, and then what was not synced is gone.
     pub fn kill_all(&mut self) {
         for node in self.running() {
+            // One that had ended by itself is a zombie until it is waited for: no harm.
             signal(node.child.as_ref().unwrap(), libc::SIGKILL);
         }
         for node in &mut self.nodes {
@@ -637,6 +651,16 @@ impl LocalCluster {
                 panic!("node {i} did not end within {max:?}");
             }
         }
+    }
+
+    /// Whether a node that was started has ended by itself.
+    pub fn has_exited(&mut self, i: usize) -> bool {
+        let child = self.nodes[i].child.as_mut().expect("it was started");
+        let exited = child.try_wait().unwrap().is_some();
+        if exited {
+            self.nodes[i].child = None;
+        }
+        exited
     }
 
     pub async fn status(&self, i: usize) -> NodeStatusResponse {

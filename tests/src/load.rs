@@ -88,8 +88,13 @@ pub struct Running {
 
 /// Starts the clients.
 pub fn start(cluster: &LocalCluster, clock: Clock, load: &Load) -> Running {
+    start_on(cluster.stores(), clock, load)
+}
+
+/// The same on whatever answers as nodes do.
+pub fn start_on(stores: Vec<Store>, clock: Clock, load: &Load) -> Running {
     let shared = Arc::new(Shared {
-        stores: cluster.nodes.iter().map(|n| n.store()).collect(),
+        stores,
         names: load.names(),
         pause: load.pause,
         clock,
@@ -669,25 +674,21 @@ pub async fn read_final(
     names: &[Arc<str>],
     history: &mut History,
 ) -> FinalLog {
-    let nodes: Vec<usize> = (0..cluster.nodes.len())
-        .filter(|i| cluster.nodes[*i].pid().is_some())
-        .collect();
-    read_final_through(cluster, &nodes, clock, names, history).await
+    let stores = cluster.running().map(|n| n.store()).collect();
+    read_final_on(stores, clock, names, history).await
 }
 
-/// The same through these nodes only.
+/// The same through these only.
 ///
 /// # Panics
 /// As [`read_final`].
-pub async fn read_final_through(
-    cluster: &LocalCluster,
-    nodes: &[usize],
+pub async fn read_final_on(
+    stores: Vec<Store>,
     clock: Clock,
     names: &[Arc<str>],
     history: &mut History,
 ) -> FinalLog {
     const READER: u32 = u32::MAX;
-    let stores: Vec<Store> = nodes.iter().map(|i| cluster.nodes[*i].store()).collect();
     let mut log = FinalLog::default();
     for stream in names {
         let deadline = Instant::now() + Duration::from_secs(60);

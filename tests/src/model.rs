@@ -165,7 +165,9 @@ pub fn correct(seed: u64, shape: Shape) -> (History, FinalLog) {
     let mut busy: BTreeMap<u32, (Intent, Option<AppendOutcome>)> = BTreeMap::new();
     let mut retry: BTreeMap<u32, Append> = BTreeMap::new();
     let mut last_position: BTreeMap<u32, u64> = BTreeMap::new();
-    let mut pipelines = 0;
+    // A client's pipeline ends with its first failure.
+    let mut pipelines: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut sequences = 0;
     for c in 0..shape.clients {
         push(&mut queue, &mut steps, u64::from(c), Step::Start(c));
     }
@@ -207,7 +209,8 @@ pub fn correct(seed: u64, shape: Shape) -> (History, FinalLog) {
                         2 | 3 if length > 0 => Expected::Exact(length - 1),
                         _ => Expected::Any,
                     };
-                    pipelines += 1;
+                    sequences += 1;
+                    let pipeline = *pipelines.entry(c).or_default() << 8 | u64::from(c);
                     Intent::Append(Append {
                         client: c,
                         stream,
@@ -219,7 +222,7 @@ pub fn correct(seed: u64, shape: Shape) -> (History, FinalLog) {
                             .collect(),
                         expected,
                         after_position: 0,
-                        pipeline: rng.random_bool(0.3).then_some((u64::from(c), pipelines)),
+                        pipeline: rng.random_bool(0.3).then_some((pipeline, sequences)),
                         span,
                         outcome: AppendOutcome::Unknown { why: String::new() },
                     })
@@ -339,6 +342,9 @@ pub fn correct(seed: u64, shape: Shape) -> (History, FinalLog) {
                                     );
                                 }
                             }
+                        }
+                        if !matches!(a.outcome, AppendOutcome::Acknowledged { .. }) {
+                            *pipelines.entry(c).or_default() += 1;
                         }
                         history.appends.push(a);
                     }

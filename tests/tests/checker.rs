@@ -611,6 +611,39 @@ fn a_pipeline_out_of_order_is_found() {
 }
 
 #[test]
+fn a_pipeline_that_goes_on_after_a_failure_is_found() {
+    finds(Kind::PipelineOrder, 40, |h, _, rng| {
+        let piped: Vec<usize> = (0..h.appends.len())
+            .filter(|i| is_acknowledged(&h.appends[*i]) && h.appends[*i].pipeline.is_some())
+            .collect();
+        let Some(i) = pick(rng, piped) else {
+            return false;
+        };
+        let later = h.appends[i].clone();
+        let (pipeline, sequence) = later.pipeline.unwrap();
+        // One sent before it on the same call, which failed.
+        let before = sequence.saturating_sub(1);
+        if h.appends
+            .iter()
+            .any(|a| a.pipeline == Some((pipeline, before)) || sequence == 0)
+        {
+            return false;
+        }
+        h.appends.push(Append {
+            events: [Event {
+                id: rng.random(),
+                data: Bytes::from_static(b"{}"),
+            }]
+            .into(),
+            pipeline: Some((pipeline, before)),
+            outcome: AppendOutcome::Unknown { why: "lost".into() },
+            ..later
+        });
+        true
+    });
+}
+
+#[test]
 fn a_position_not_above_the_one_sent_along_is_found() {
     finds(Kind::CausalOrder, MOST, |h, _, rng| {
         let Some(i) = acknowledged(h, rng) else {

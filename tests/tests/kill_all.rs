@@ -1,5 +1,10 @@
 //! All nodes die at one moment, in the middle of a load; with the shim the power is gone as well.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // tests
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr
+)] // tests
 
 use std::time::Duration;
 

@@ -1,5 +1,10 @@
 //! Fresh answers while leaders pause, move and restart.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // tests
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr
+)] // tests
 
 use std::time::Duration;
 
