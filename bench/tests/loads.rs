@@ -8,10 +8,7 @@ use ringfold_client::{Client, Consistency};
 use support::{FakeCluster, Fault};
 
 async fn connect(cluster: &FakeCluster) -> Client {
-    let target = TargetArgs {
-        endpoints: vec![cluster.url(0)],
-        channels: 2,
-    };
+    let target = TargetArgs { endpoints: vec![cluster.url(0)], channels: 2 };
     target.connect(32).await.unwrap()
 }
 
@@ -23,12 +20,8 @@ fn short(in_flight: u32) -> LoadArgs {
 async fn lookups_make_their_streams_once_and_find_them() {
     let cluster = FakeCluster::start(1);
     let client = connect(&cluster).await;
-    let args = LookupArgs {
-        streams: 50,
-        bytes: 300,
-        consistency: Consistency::Lease,
-        no_setup: false,
-    };
+    let args =
+        LookupArgs { streams: 50, bytes: 300, consistency: Consistency::Lease, no_setup: false };
     for _ in 0..2 {
         let report = load::lookup(&client, &short(4), &args).await.unwrap();
         assert!(report.calls > 0 && report.errors == 0, "{report}");
@@ -58,10 +51,7 @@ async fn a_lookup_that_finds_nothing_is_an_error() {
 async fn appends_are_counted_one_by_one_and_pipelined() {
     let cluster = FakeCluster::start(1);
     let client = connect(&cluster).await;
-    let args = AppendArgs {
-        streams: 10,
-        bytes: 256,
-    };
+    let args = AppendArgs { streams: 10, bytes: 256 };
     let unary = load::append(&client, &short(4), &args).await;
     assert!(unary.calls > 0 && unary.errors == 0, "{unary}");
     // A failure for good is counted, and its stream goes on.

@@ -78,16 +78,10 @@ fn name(i: usize) -> String {
 
 fn entries(appends: usize, streams: usize, per_entry: usize) -> Vec<Bytes> {
     let mut entries = Vec::new();
-    let mut entry = Entry {
-        snapshot_every: 100,
-        ..Default::default()
-    };
+    let mut entry = Entry { snapshot_every: 100, ..Default::default() };
     for i in 0..appends {
         let filler = "x".repeat(190);
-        let data = format!(
-            r#"{{"n":{i},"name":"Ada","address":"{filler}","field{}":{i}}}"#,
-            i % 3
-        );
+        let data = format!(r#"{{"n":{i},"name":"Ada","address":"{filler}","field{}":{i}}}"#, i % 3);
         let mut event = Event {
             id: Bytes::copy_from_slice(uuid::Uuid::new_v4().as_bytes()),
             r#type: "CustomerChanged".into(),
@@ -96,14 +90,9 @@ fn entries(appends: usize, streams: usize, per_entry: usize) -> Vec<Bytes> {
             ..Default::default()
         };
         event.content_hash = hash_of_event(&event);
-        let append = Append {
-            stream: name(i * 7919 % streams),
-            events: vec![event],
-            ..Default::default()
-        };
-        entry.commands.push(Command {
-            command: Some(command::Command::Append(append)),
-        });
+        let append =
+            Append { stream: name(i * 7919 % streams), events: vec![event], ..Default::default() };
+        entry.commands.push(Command { command: Some(command::Command::Append(append)) });
         if entry.commands.len() == per_entry || i + 1 == appends {
             entry.stamp = (i as u64) << 21;
             let mut data = vec![1];

@@ -37,10 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn stream_of(i: u64, streams: u64) -> String {
-    format!(
-        "customer-{}",
-        i.wrapping_mul(0x9e37_79b9_7f4a_7c15) % streams
-    )
+    format!("customer-{}", i.wrapping_mul(0x9e37_79b9_7f4a_7c15) % streams)
 }
 
 fn event_key(stream: &str, revision: u64) -> Vec<u8> {
@@ -60,17 +57,13 @@ fn write(
     let mut revisions = std::collections::HashMap::new();
     for i in 0..events {
         for b in &mut value[..EVENT_BYTES / 2] {
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             *b = (random >> 56) as u8;
         }
         let stream = stream_of(i, streams);
         let revision = revisions.entry(stream.clone()).or_insert(0u64);
-        let (by_stream_key, by_position_key) = (
-            event_key(&stream, *revision),
-            keys::owned(|k| keys::position(k, i)),
-        );
+        let (by_stream_key, by_position_key) =
+            (event_key(&stream, *revision), keys::owned(|k| keys::position(k, i)));
         *revision += 1;
         if by_stream {
             batch.put(&by_stream_key, &value);
@@ -133,9 +126,7 @@ fn read(
 
 fn written_bytes() -> Result<u64, Box<dyn std::error::Error>> {
     let io = std::fs::read_to_string("/proc/self/io")?;
-    let line = io
-        .lines()
-        .find_map(|l| l.strip_prefix("write_bytes: "))
-        .ok_or("no /proc/self/io")?;
+    let line =
+        io.lines().find_map(|l| l.strip_prefix("write_bytes: ")).ok_or("no /proc/self/io")?;
     Ok(line.parse()?)
 }

@@ -85,7 +85,13 @@ impl Cluster {
             .as_ref()
             .map(|genesis| init_command(&identity.cluster_id, genesis, self.as_join(identity)));
         let place: Arc<controller::Place> = Arc::new(|state: &MetaState| place(state));
-        tokio::spawn(controller::run(self.clone(), self.meta.clone(), init, place, self.stop.clone()));
+        tokio::spawn(controller::run(
+            self.clone(),
+            self.meta.clone(),
+            init,
+            place,
+            self.stop.clone(),
+        ));
         if identity.bootstrap.is_some() {
             let cluster = self.clone();
             tokio::spawn(async move {
@@ -108,7 +114,14 @@ impl Cluster {
         // changes through the log or takes a checkpoint.
         let voters = &[controller::first_voter()];
         let table = ReducerTable::default();
-        self.create(self.home.found(GroupId::META, replica, voters, first, &table, &self.raft.replicas));
+        self.create(self.home.found(
+            GroupId::META,
+            replica,
+            voters,
+            first,
+            &table,
+            &self.raft.replicas,
+        ));
     }
 
     fn create(&self, new: Option<NewGroup>) {
@@ -164,7 +177,11 @@ impl Cluster {
         let applied = meta.wait_for(|m| m.cluster_id == identity.cluster_id);
         match tokio::time::timeout(BOOTSTRAP_TIMEOUT, applied).await {
             Ok(Ok(_)) => {}
-            _ => return Err(ApiError::internal("the meta group has not taken its first command yet")),
+            _ => {
+                return Err(ApiError::internal(
+                    "the meta group has not taken its first command yet",
+                ));
+            }
         }
         let done = Identity { bootstrap: None, ..identity.clone() };
         self.save(&done)?;
@@ -176,7 +193,12 @@ impl Cluster {
     /// otherwise than it is.
     pub async fn join(self: Arc<Self>) -> Result<(), JoinError> {
         let seeds = || {
-            let known = self.transport.address_book().nodes().into_values().map(|a| a.peer_address.to_string());
+            let known = self
+                .transport
+                .address_book()
+                .nodes()
+                .into_values()
+                .map(|a| a.peer_address.to_string());
             let mut all: Vec<String> = known.collect();
             all.extend(self.seeds.iter().filter(|s| **s != self.me.peer_address).cloned());
             all
@@ -281,7 +303,11 @@ fn place(state: &MetaState) -> Result<Vec<Vec<NodeId>>, String> {
         .members
         .iter()
         .filter(|m| m.state == v1::MemberState::Active as u32)
-        .map(|m| ringfold_topology::Member { node_id: m.node_id, zone: m.zone.clone(), weight: 100 })
+        .map(|m| ringfold_topology::Member {
+            node_id: m.node_id,
+            zone: m.zone.clone(),
+            weight: 100,
+        })
         .collect();
     let placed = ringfold_topology::place(&ringfold_topology::PlacementInput {
         members: &members,

@@ -60,7 +60,11 @@ impl ReplicaHome {
     }
 
     /// Makes an empty database where no record names one yet.
-    fn create(&self, record: &ReplicaRecord, reducers: &ReducerTable) -> Result<Box<dyn StateMachine>, String> {
+    fn create(
+        &self,
+        record: &ReplicaRecord,
+        reducers: &ReducerTable,
+    ) -> Result<Box<dyn StateMachine>, String> {
         let path = self.partitions.join(record.directory_name());
         let io = |e: std::io::Error| format!("{} cannot be made: {e}", path.display());
         if path.exists() {

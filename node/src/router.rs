@@ -75,18 +75,10 @@ pub fn decide(known: &Known<'_>) -> Decision {
     if let Some(hint) = known.hint.filter(|h| *h != known.me && !known.stale) {
         return Decision::Forward(hint);
     }
-    let others = || {
-        known
-            .replicas
-            .iter()
-            .map(|r| NodeId(r.node_id))
-            .filter(|n| *n != known.me)
-    };
+    let others = || known.replicas.iter().map(|r| NodeId(r.node_id)).filter(|n| *n != known.me);
     match others().count() {
         0 => Decision::Wait,
-        n => others()
-            .nth(known.attempt % n)
-            .map_or(Decision::Wait, Decision::Forward),
+        n => others().nth(known.attempt % n).map_or(Decision::Wait, Decision::Forward),
     }
 }
 
@@ -136,19 +128,14 @@ pub struct Routed<T> {
 
 impl<T> Routed<T> {
     pub fn here(value: T) -> Routed<T> {
-        Routed {
-            value,
-            forwarded_to: None,
-        }
+        Routed { value, forwarded_to: None }
     }
 
     /// A response that names the leader where the call was forwarded.
     pub fn into_response<U>(self, into: impl FnOnce(T) -> U) -> Response<U> {
         let mut response = Response::new(into(self.value));
         if let Some(leader) = self.forwarded_to {
-            response
-                .metadata_mut()
-                .insert(LEADER_NODE_ID, leader.node.0.into());
+            response.metadata_mut().insert(LEADER_NODE_ID, leader.node.0.into());
             if let Ok(url) = leader.url.parse() {
                 response.metadata_mut().insert(LEADER_URL, url);
             }
@@ -194,12 +181,7 @@ impl Router {
 
     /// A connection to a node; it connects with its first call.
     fn channel(&self, node: NodeId, url: &str) -> Result<Channel, ApiError> {
-        let peer = self
-            .peers
-            .read()
-            .get(&node)
-            .filter(|p| p.url == url)
-            .cloned();
+        let peer = self.peers.read().get(&node).filter(|p| p.url == url).cloned();
         let peer = match peer {
             Some(peer) => peer,
             None => self.connect(node, url)?,
@@ -219,9 +201,7 @@ impl Router {
             .keep_alive_timeout(Duration::from_secs(5));
         let peer = Arc::new(Peer {
             url: url.to_string(),
-            channels: (0..CHANNELS_PER_PEER)
-                .map(|_| endpoint.connect_lazy())
-                .collect(),
+            channels: (0..CHANNELS_PER_PEER).map(|_| endpoint.connect_lazy()).collect(),
             next: AtomicUsize::new(0),
         });
         let mut peers = self.peers.write();
@@ -247,27 +227,18 @@ impl Router {
 /// Marks a request as forwarded and gives it what is left of the deadline.
 pub fn frame<T>(message: T, call: &Call) -> Request<T> {
     let mut request = Request::new(message);
-    request
-        .metadata_mut()
-        .insert(FORWARDED, tonic::metadata::MetadataValue::from_static("1"));
+    request.metadata_mut().insert(FORWARDED, tonic::metadata::MetadataValue::from_static("1"));
     request.set_timeout(call.remaining());
     request
 }
 
 fn client_url(meta: &MetaState, node: NodeId) -> String {
     let member = |m: &&MetaMember| m.node_id == node.0;
-    meta.members
-        .iter()
-        .find(member)
-        .map(|m| m.client_url.clone())
-        .unwrap_or_default()
+    meta.members.iter().find(member).map(|m| m.client_url.clone()).unwrap_or_default()
 }
 
 fn leader_hint(node: &Node, leader: NodeId) -> LeaderHint {
-    LeaderHint {
-        node: leader,
-        url: client_url(&node.meta.borrow(), leader),
-    }
+    LeaderHint { node: leader, url: client_url(&node.meta.borrow(), leader) }
 }
 
 /// What a failed forward means.
@@ -291,20 +262,14 @@ fn sort_out(status: Status) -> Forwarded {
         }
         source = e.source();
     }
-    match status
-        .get_details_error_info()
-        .filter(|info| info.domain == DOMAIN)
-    {
+    match status.get_details_error_info().filter(|info| info.domain == DOMAIN) {
         // Both are said before anything is done.
         Some(info)
             if [Reason::NotLeader, Reason::ReplicaClosed]
                 .iter()
                 .any(|r| r.name() == info.reason) =>
         {
-            let leader = info
-                .metadata
-                .get("leader_node_id")
-                .and_then(|id| id.parse().ok());
+            let leader = info.metadata.get("leader_node_id").and_then(|id| id.parse().ok());
             Forwarded::NotLeader(leader.map(NodeId))
         }
         Some(_) => Forwarded::Answer(status),
@@ -356,10 +321,7 @@ pub async fn route<O: Operation>(
             decide(&Known {
                 me: node.info.node_id(),
                 local,
-                replicas: meta
-                    .placement
-                    .get(partition as usize)
-                    .map_or(&[], |p| &p.replicas),
+                replicas: meta.placement.get(partition as usize).map_or(&[], |p| &p.replicas),
                 hint: node.router.hint(partition),
                 attempt,
                 stale: operation.stale(),
@@ -376,16 +338,12 @@ pub async fn route<O: Operation>(
                 }
                 Err(LocalError::Busy(e)) if call.forwarded => return Err(e),
                 Err(LocalError::NotLeader(_)) => {
-                    backoff
-                        .pause(node, call, ApiError::NoLeader { partition })
-                        .await?;
+                    backoff.pause(node, call, ApiError::NoLeader { partition }).await?;
                 }
                 Err(LocalError::Busy(e)) => backoff.pause(node, call, e).await?,
             },
             (Decision::Local | Decision::Wait, _) => {
-                let closed = view
-                    .as_ref()
-                    .and_then(|v| v.status.read().closed_reason.clone());
+                let closed = view.as_ref().and_then(|v| v.status.read().closed_reason.clone());
                 let error = match closed {
                     Some(reason) => ApiError::ReplicaClosed(reason.to_string()),
                     None if call.forwarded => ApiError::NotLeader { leader: None },
@@ -397,9 +355,7 @@ pub async fn route<O: Operation>(
                 backoff.pause(node, call, error).await?;
             }
             (Decision::Forward(to), _) if call.forwarded => {
-                return Err(ApiError::NotLeader {
-                    leader: Some(leader_hint(node, to)),
-                });
+                return Err(ApiError::NotLeader { leader: Some(leader_hint(node, to)) });
             }
             (Decision::Forward(to), _) => {
                 let leader = leader_hint(node, to);
@@ -411,10 +367,7 @@ pub async fn route<O: Operation>(
                 let status = match answer {
                     Ok(value) => {
                         node.router.set_hint(partition, Some(to));
-                        return Ok(Routed {
-                            value,
-                            forwarded_to: Some(leader),
-                        });
+                        return Ok(Routed { value, forwarded_to: Some(leader) });
                     }
                     Err(status) => status,
                 };
@@ -438,9 +391,7 @@ pub async fn route<O: Operation>(
                         node.router.set_hint(partition, None);
                     }
                 }
-                backoff
-                    .pause(node, call, ApiError::NoLeader { partition })
-                    .await?;
+                backoff.pause(node, call, ApiError::NoLeader { partition }).await?;
             }
         }
     }

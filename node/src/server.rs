@@ -9,10 +9,10 @@ use crate::identity::{self, IdentityError};
 use crate::ids::{NodeId, ReplicaId};
 use crate::meta::join::JoinError;
 use crate::partition::store::SharedResources;
+use crate::peer::LocalNodeCell;
 use crate::peer::address_book::AddressBook;
 use crate::peer::control::NoTransfers;
 use crate::peer::transport::{Handlers, Transport, TransportSettings};
-use crate::peer::LocalNodeCell;
 use crate::raft::driver::{Counters, DriverSettings, Input, NewGroup};
 use crate::raft::handle::{RaftHandle, Replicas};
 use crate::raft::log::engine::{EngineLog, EngineSettings};
@@ -93,11 +93,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
 
     let opened = open_log(&dir, &identity);
     let (meta_sender, meta) = watch::channel(Arc::new(MetaState::default()));
-    let resources = SharedResources::with_memtables(
-        settings.cache_bytes,
-        settings.memtable_bytes,
-        2,
-    );
+    let resources =
+        SharedResources::with_memtables(settings.cache_bytes, settings.memtable_bytes, 2);
     let home = ReplicaHome::new(&dir, resources, meta_sender).map_err(directory("written"))?;
     let replicas: Arc<Replicas> = Arc::default();
     let (groups, known) = load_replicas(&opened, &home, &replicas).map_err(directory("cleaned"))?;
@@ -111,7 +108,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
         tokio::runtime::Handle::current(),
     );
     let runtime = match &opened.log {
-        Some(log) => Some(start_raft(&settings, log.clone(), &opened, &replicas, &transport, &home, groups).map_err(RunError::Thread)?),
+        Some(log) => Some(
+            start_raft(&settings, log.clone(), &opened, &replicas, &transport, &home, groups)
+                .map_err(RunError::Thread)?,
+        ),
         None => None,
     };
     let raft = match &runtime {
@@ -167,7 +167,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
     transport.listen(
         peer_listener,
         Handlers {
-            messages: Arc::new(move |from, messages| messages_input(Input::Messages { from, messages })),
+            messages: Arc::new(move |from, messages| {
+                messages_input(Input::Messages { from, messages })
+            }),
             control: cluster.clone(),
             transfers: Arc::new(NoTransfers),
         },
@@ -213,7 +215,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
         stop.cancelled().await;
         tracing::info!("stopping: handing leaderships over");
         match tokio::time::timeout(HAND_OVER, raft.transfer_all()).await {
-            Ok(Ok(o)) => tracing::info!(moved = o.transferred, left = o.remaining, "leaderships handed over"),
+            Ok(Ok(o)) => {
+                tracing::info!(moved = o.transferred, left = o.remaining, "leaderships handed over")
+            }
             _ => tracing::warn!("leaderships were not all handed over in time"),
         }
         close.cancel();
@@ -238,9 +242,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
 }
 
 async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| RunError::Listen { setting, address, source })
+    TcpListener::bind(address).await.map_err(|source| RunError::Listen { setting, address, source })
 }
 
 fn cancellable(
@@ -249,10 +251,10 @@ fn cancellable(
 ) -> impl Future<Output = ()> + Send + 'static {
     let stop = stop.clone();
     async move {
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = f => {}
-    }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = f => {}
+        }
     }
 }
 
@@ -273,19 +275,23 @@ fn open_log(dir: &Path, identity: &Identity) -> OpenedLog {
         Err(e) => return lost(e.to_string()),
     };
     match judge(log.last_number(), found, identity.node_id != 0, existed) {
-        LogState::Fine => OpenedLog {
-            log: Some(Arc::new(log)),
-            watermark: Some(Arc::new(watermark)),
-            lost: None,
-        },
-        LogState::Lost { reason } => OpenedLog { log: Some(Arc::new(log)), watermark: None, lost: Some(reason) },
+        LogState::Fine => {
+            OpenedLog { log: Some(Arc::new(log)), watermark: Some(Arc::new(watermark)), lost: None }
+        }
+        LogState::Lost { reason } => {
+            OpenedLog { log: Some(Arc::new(log)), watermark: None, lost: Some(reason) }
+        }
     }
 }
 
 type Loaded = (Vec<NewGroup>, BTreeSet<ReplicaId>);
 
 /// Opens what the log has records of. Of a lost log the replicas are shown as closed.
-fn load_replicas(opened: &OpenedLog, home: &ReplicaHome, replicas: &Replicas) -> std::io::Result<Loaded> {
+fn load_replicas(
+    opened: &OpenedLog,
+    home: &ReplicaHome,
+    replicas: &Replicas,
+) -> std::io::Result<Loaded> {
     let mut groups = Vec::new();
     let mut known = BTreeSet::new();
     let Some(log) = &opened.log else { return Ok((groups, known)) };

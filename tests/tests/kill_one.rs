@@ -19,16 +19,9 @@ const PROGRESS_MAX: Duration = Duration::from_secs(60);
 
 async fn one_by_one(shim: bool, seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut cluster = LocalCluster::start(Settings {
-        shim,
-        ..Settings::default()
-    })
-    .await;
+    let mut cluster = LocalCluster::start(Settings { shim, ..Settings::default() }).await;
     let clock = Clock::new();
-    let load = Load {
-        seed,
-        ..Load::default()
-    };
+    let load = Load { seed, ..Load::default() };
     let running = load::start(&cluster, clock, &load);
     running.progress(100, PROGRESS_MAX).await;
     let from_ns = clock.now_ns();
@@ -73,30 +66,19 @@ const LOG_KEPT_BYTES: u64 = 64 << 10;
 async fn a_node_that_fell_behind_the_kept_log_catches_up_by_a_checkpoint() {
     let mut cluster = LocalCluster::start(Settings {
         partitions: 2,
-        env: vec![(
-            "RINGFOLD_NODE_LOG_KEPT_BYTES".into(),
-            LOG_KEPT_BYTES.to_string(),
-        )],
+        env: vec![("RINGFOLD_NODE_LOG_KEPT_BYTES".into(), LOG_KEPT_BYTES.to_string())],
         ..Settings::default()
     })
     .await;
     let clock = Clock::new();
-    let load = Load {
-        seed: 23,
-        pause: Duration::from_millis(2),
-        ..Load::default()
-    };
+    let load = Load { seed: 23, pause: Duration::from_millis(2), ..Load::default() };
     let running = load::start(&cluster, clock, &load);
     running.progress(50, PROGRESS_MAX).await;
     cluster.kill(2);
     // Until the others keep no entry that the absent one needs.
     let absent_at = cluster.status(0).await;
     let last_of = |p: Option<u32>| {
-        absent_at
-            .replicas
-            .iter()
-            .find(|r| r.partition == p)
-            .map_or(0, |r| r.last_index)
+        absent_at.replicas.iter().find(|r| r.partition == p).map_or(0, |r| r.last_index)
     };
     let mut compacted = false;
     for _ in 0..120 {

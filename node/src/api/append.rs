@@ -40,9 +40,7 @@ impl Operation for AppendOne<'_> {
         node.info.disk.check_appends()?;
         let command = validate::encode_append(self.request, false);
         let group = GroupId::of_partition(self.partition);
-        let answer = node
-            .raft
-            .propose(group, vec![command], self.request.after_position);
+        let answer = node.raft.propose(group, vec![command], self.request.after_position);
         let mut outcomes = proposed(call.within(true, answer).await?)?.into_iter();
         outcome(outcomes.next(), self.request, self.partition).map_err(LocalError::Failed)
     }
@@ -52,10 +50,7 @@ impl Operation for AppendOne<'_> {
         mut client: EventStoreClient<Channel>,
         call: &Call,
     ) -> Result<v1::AppendResponse, Status> {
-        Ok(client
-            .append(frame(self.request.clone(), call))
-            .await?
-            .into_inner())
+        Ok(client.append(frame(self.request.clone(), call)).await?.into_inner())
     }
 }
 
@@ -68,9 +63,9 @@ pub fn proposed(
         Ok(Ok(outcomes)) => Ok(outcomes),
         Ok(Err(ProposeError::NotLeader { leader })) => Err(LocalError::NotLeader(leader)),
         Ok(Err(ProposeError::NoReplica)) => Err(LocalError::NotLeader(None)),
-        Ok(Err(ProposeError::Busy)) => Err(LocalError::Failed(ApiError::Overloaded(
-            "too many bytes of appends wait",
-        ))),
+        Ok(Err(ProposeError::Busy)) => {
+            Err(LocalError::Failed(ApiError::Overloaded("too many bytes of appends wait")))
+        }
         Ok(Err(ProposeError::ClockBehind { ahead_ms })) => {
             Err(LocalError::Failed(ApiError::ClockBehind { ahead_ms }))
         }
@@ -94,11 +89,9 @@ pub fn outcome(
             last_position: a.last_position,
             partition,
         }),
-        Some(CommandOutcome::Refused(refusal)) => Err(ApiError::refused(refusal, || {
-            validate::expected_text(request)
-        })),
-        other => Err(ApiError::internal(format_args!(
-            "an append came to {other:?}"
-        ))),
+        Some(CommandOutcome::Refused(refusal)) => {
+            Err(ApiError::refused(refusal, || validate::expected_text(request)))
+        }
+        other => Err(ApiError::internal(format_args!("an append came to {other:?}"))),
     }
 }

@@ -48,10 +48,7 @@ pub struct Run {
 impl Run {
     /// Each append, and whether it fails when the one before it did.
     pub fn chained(&self) -> impl Iterator<Item = (&Item, bool)> {
-        self.items
-            .iter()
-            .enumerate()
-            .map(|(i, item)| (item, i > 0 && !item.resume))
+        self.items.iter().enumerate().map(|(i, item)| (item, i > 0 && !item.resume))
     }
 }
 
@@ -151,10 +148,7 @@ impl AppendQueue {
     /// it travels alone, for it may be refused.
     pub fn next_unit(&mut self, now: u64) -> Option<Unit> {
         let mut ready = self.ready.first_entry()?;
-        let mut unit = Unit {
-            partition: *ready.key(),
-            runs: Vec::new(),
-        };
+        let mut unit = Unit { partition: *ready.key(), runs: Vec::new() };
         let (mut appends, mut bytes) = (0, 0);
         while let Some(name) = ready.get().front() {
             let Some(lane) = self.lanes.get_mut(name) else {
@@ -180,12 +174,7 @@ impl AppendQueue {
                 break;
             }
             lane.in_flight = true;
-            unit.runs.extend(
-                ready
-                    .get_mut()
-                    .pop_front()
-                    .map(|stream| Run { stream, items }),
-            );
+            unit.runs.extend(ready.get_mut().pop_front().map(|stream| Run { stream, items }));
             if ahead {
                 break;
             }
@@ -206,21 +195,14 @@ impl AppendQueue {
         lane.in_flight = false;
         let mut dropped = Vec::new();
         if failed {
-            let until = lane
-                .waiting
-                .iter()
-                .position(|i| i.resume)
-                .unwrap_or(lane.waiting.len());
+            let until = lane.waiting.iter().position(|i| i.resume).unwrap_or(lane.waiting.len());
             dropped.extend(lane.waiting.drain(..until));
             lane.tail_failed |= lane.waiting.is_empty();
             self.appends -= dropped.len();
             self.bytes -= dropped.iter().map(Item::bytes).sum::<usize>();
         }
         if let Some(next) = lane.waiting.front() {
-            self.ready
-                .entry(next.partition)
-                .or_default()
-                .push_back(run.stream.clone());
+            self.ready.entry(next.partition).or_default().push_back(run.stream.clone());
         } else if !lane.tail_failed {
             self.lanes.remove(&run.stream);
         }

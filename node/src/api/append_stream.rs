@@ -84,11 +84,7 @@ impl<R: Stream<Item = Result<v1::AppendStreamRequest, Status>> + Unpin> Appends<
     }
 
     fn take(&mut self, request: v1::AppendStreamRequest) {
-        let v1::AppendStreamRequest {
-            sequence,
-            append,
-            resume,
-        } = request;
+        let v1::AppendStreamRequest { sequence, append, resume } = request;
         let Some(append) = append else {
             self.answer(sequence, Err(ApiError::argument("append", "is absent")));
             return;
@@ -97,12 +93,7 @@ impl<R: Stream<Item = Result<v1::AppendStreamRequest, Status>> + Unpin> Appends<
         let pushed = match validate::append(&append, limits) {
             Ok(()) => {
                 let partition = validate::partition_of(&append.stream, self.partitions);
-                self.queue.push(Item {
-                    sequence,
-                    resume,
-                    partition,
-                    request: append,
-                })
+                self.queue.push(Item { sequence, resume, partition, request: append })
             }
             Err(e) => {
                 // A stream that cannot be has no order to keep.
@@ -147,8 +138,7 @@ impl<R: Stream<Item = Result<v1::AppendStreamRequest, Status>> + Unpin> Appends<
             Ok(ok) => AnswerResult::Ok(ok),
             Err(e) => AnswerResult::Error(e.into()),
         });
-        self.answers
-            .push_back(v1::AppendStreamResponse { sequence, result });
+        self.answers.push_back(v1::AppendStreamResponse { sequence, result });
     }
 
     /// Does what can be done now; whether anything was.
@@ -179,8 +169,7 @@ impl<R: Stream<Item = Result<v1::AppendStreamRequest, Status>> + Unpin> Appends<
         let now = position::stamp(wall_ms());
         while let Some(unit) = self.queue.next_unit(now) {
             let call = self.call.step();
-            self.running
-                .push(Box::pin(run(self.node.clone(), unit, call)));
+            self.running.push(Box::pin(run(self.node.clone(), unit, call)));
             worked = true;
         }
         worked
@@ -214,13 +203,8 @@ async fn run(node: Arc<Node>, unit: Unit, call: Call) -> (Unit, Vec<Answer>) {
         Some(Err(e)) => vec![Err(e); unit.appends()],
         None => {
             let runs = unit.runs.iter();
-            let runs: Vec<_> = runs
-                .map(|run| forward(&node, unit.partition, run, &call))
-                .collect();
-            stream::iter(runs)
-                .buffered(FORWARD_CONCURRENCY)
-                .concat()
-                .await
+            let runs: Vec<_> = runs.map(|run| forward(&node, unit.partition, run, &call)).collect();
+            stream::iter(runs).buffered(FORWARD_CONCURRENCY).concat().await
         }
     };
     (unit, answers)
@@ -271,13 +255,8 @@ async fn forward(node: &Arc<Node>, partition: u32, run: &Run, call: &Call) -> Ve
         answers.push(if earlier_failed {
             Err(ApiError::EarlierAppendFailed)
         } else {
-            let append = AppendOne {
-                request: &item.request,
-                partition,
-            };
-            route(node, partition, call, &append)
-                .await
-                .map(|routed| routed.value)
+            let append = AppendOne { request: &item.request, partition };
+            route(node, partition, call, &append).await.map(|routed| routed.value)
         });
     }
     answers

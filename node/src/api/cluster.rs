@@ -39,9 +39,7 @@ impl Cluster for Clusters {
     ) -> Result<Response<v1::BootstrapResponse>, Status> {
         let call = Call::of(request.metadata())?;
         let request = checked_bootstrap(request.into_inner(), &self.node.limits)?;
-        let answer = call
-            .within(false, self.node.info.hooks.bootstrap(request))
-            .await??;
+        let answer = call.within(false, self.node.info.hooks.bootstrap(request)).await??;
         Ok(Response::new(answer))
     }
 
@@ -75,10 +73,7 @@ impl Cluster for Clusters {
         let meta = self.node.meta.borrow().clone();
         let voters = self.node.info.hooks.meta_voters();
         let reasons = safety::reasons(target, &meta, &voters, &statuses);
-        Ok(Response::new(v1::SafeToStopResponse {
-            safe: reasons.is_empty(),
-            reasons,
-        }))
+        Ok(Response::new(v1::SafeToStopResponse { safe: reasons.is_empty(), reasons }))
     }
 
     async fn transfer_leaders(
@@ -93,10 +88,7 @@ impl Cluster for Clusters {
             Err(_) => {
                 let remaining = self.led();
                 let transferred = before.saturating_sub(remaining);
-                TransferOutcome {
-                    transferred,
-                    remaining,
-                }
+                TransferOutcome { transferred, remaining }
             }
         };
         Ok(Response::new(v1::TransferLeadersResponse {
@@ -138,10 +130,7 @@ impl Clusters {
                 leader_node_id: leader.or(node.router.hint(p)).map_or(0, |n| n.0),
                 term,
                 replicas: replicas
-                    .map(|r| v1::Replica {
-                        replica_id: r.replica_id,
-                        node_id: r.node_id,
-                    })
+                    .map(|r| v1::Replica { replica_id: r.replica_id, node_id: r.node_id })
                     .collect(),
             }
         };
@@ -170,10 +159,7 @@ impl Clusters {
             let marks = move || views.iter().map(|v| mark(v)).collect::<Vec<_>>();
             self.node.reads.run(marks).await?
         };
-        let replicas = views
-            .iter()
-            .zip(marks)
-            .map(|(view, mark)| replica_status(view, mark));
+        let replicas = views.iter().zip(marks).map(|(view, mark)| replica_status(view, mark));
         Ok(v1::NodeStatusResponse {
             node_id: info.node_id().0,
             name: info.name.clone(),
@@ -225,11 +211,7 @@ impl Clusters {
 /// The leader that a replica knows, and its term.
 fn leader_of(view: &ReplicaView, me: NodeId) -> (Option<NodeId>, u64) {
     let status = view.status.read();
-    let leader = if status.role == Role::Leader {
-        Some(me)
-    } else {
-        status.leader
-    };
+    let leader = if status.role == Role::Leader { Some(me) } else { status.leader };
     (leader, status.term)
 }
 
@@ -239,10 +221,7 @@ fn mark(view: &ReplicaView) -> Option<AppliedMark> {
     if view.status.read().role == Role::Closed {
         return None;
     }
-    view.reader
-        .mark()
-        .inspect_err(|e| tracing::error!(group = %view.group, error = %e))
-        .ok()
+    view.reader.mark().inspect_err(|e| tracing::error!(group = %view.group, error = %e)).ok()
 }
 
 fn replica_status(view: &ReplicaView, mark: Option<AppliedMark>) -> v1::ReplicaStatus {
@@ -269,10 +248,7 @@ fn replica_status(view: &ReplicaView, mark: Option<AppliedMark>) -> v1::ReplicaS
         applied_index,
         flushed_index: status.flushed_index,
         first_index: status.first_index,
-        closed_reason: status
-            .closed_reason
-            .map(|r| r.to_string())
-            .unwrap_or_default(),
+        closed_reason: status.closed_reason.map(|r| r.to_string()).unwrap_or_default(),
         position,
         chain,
     }
@@ -293,10 +269,7 @@ fn checked_bootstrap(
         request.partitions = 64;
     }
     if !request.partitions.is_power_of_two() || request.partitions > PARTITIONS_MAX {
-        return Err(ApiError::argument(
-            "partitions",
-            "is not a power of two from 1 to 1,024",
-        ));
+        return Err(ApiError::argument("partitions", "is not a power of two from 1 to 1,024"));
     }
     if request.replication_factor == 0 {
         request.replication_factor = 3;
@@ -308,25 +281,16 @@ fn checked_bootstrap(
         request.initial_members = request.replication_factor;
     }
     if request.initial_members < request.replication_factor {
-        return Err(ApiError::argument(
-            "initial_members",
-            "is less than replication_factor",
-        ));
+        return Err(ApiError::argument("initial_members", "is less than replication_factor"));
     }
     let reducer = |field: String, value: i32| match v1::Reducer::try_from(value) {
         Ok(v1::Reducer::Unspecified) => Ok(v1::Reducer::MergePatch as i32),
         Ok(known) => Ok(known as i32),
-        Err(_) => Err(ApiError::argument(
-            field,
-            format!("{value} is no reducer known here"),
-        )),
+        Err(_) => Err(ApiError::argument(field, format!("{value} is no reducer known here"))),
     };
     request.default_reducer = reducer("default_reducer".into(), request.default_reducer)?;
     if request.category_reducers.len() > CATEGORIES_MAX {
-        return Err(ApiError::argument(
-            "category_reducers",
-            "has more than 1,024 categories",
-        ));
+        return Err(ApiError::argument("category_reducers", "has more than 1,024 categories"));
     }
     for (category, value) in &mut request.category_reducers {
         validate::category("category_reducers", category, limits)?;
@@ -357,11 +321,7 @@ mod tests {
         let filled = checked_bootstrap(good.clone(), &validate::Limits::default()).unwrap();
         assert_eq!(filled.cluster_id, "6f9619ff-8b86-d011-b42d-00cf4fc964ff");
         assert_eq!(
-            (
-                filled.partitions,
-                filled.replication_factor,
-                filled.initial_members
-            ),
+            (filled.partitions, filled.replication_factor, filled.initial_members),
             (64, 3, 3)
         );
         assert_eq!(filled.default_reducer, v1::Reducer::MergePatch as i32);
@@ -372,31 +332,13 @@ mod tests {
             field(request)
         };
         assert_eq!(with(|_| ()), None);
-        assert_eq!(
-            with(|r| r.cluster_id = "c".into()).as_deref(),
-            Some("cluster_id")
-        );
-        assert_eq!(
-            with(|r| r.cluster_id.clear()).as_deref(),
-            Some("cluster_id")
-        );
+        assert_eq!(with(|r| r.cluster_id = "c".into()).as_deref(), Some("cluster_id"));
+        assert_eq!(with(|r| r.cluster_id.clear()).as_deref(), Some("cluster_id"));
         assert_eq!(with(|r| r.partitions = 48).as_deref(), Some("partitions"));
-        assert_eq!(
-            with(|r| r.partitions = 2_048).as_deref(),
-            Some("partitions")
-        );
-        assert_eq!(
-            with(|r| r.replication_factor = 2).as_deref(),
-            Some("replication_factor")
-        );
-        assert_eq!(
-            with(|r| r.initial_members = 2).as_deref(),
-            Some("initial_members")
-        );
-        assert_eq!(
-            with(|r| r.default_reducer = 9).as_deref(),
-            Some("default_reducer")
-        );
+        assert_eq!(with(|r| r.partitions = 2_048).as_deref(), Some("partitions"));
+        assert_eq!(with(|r| r.replication_factor = 2).as_deref(), Some("replication_factor"));
+        assert_eq!(with(|r| r.initial_members = 2).as_deref(), Some("initial_members"));
+        assert_eq!(with(|r| r.default_reducer = 9).as_deref(), Some("default_reducer"));
         assert_eq!(
             with(|r| _ = r.category_reducers.insert("a".into(), 9)).as_deref(),
             Some("category_reducers[a]")

@@ -43,21 +43,13 @@ impl Call {
         }
         // A little earlier than the transport's own timer, whose error would name no reason.
         let margin = (timeout / 10).min(Duration::from_millis(5));
-        Ok(Call {
-            deadline: Instant::now() + timeout - margin,
-            has_deadline: true,
-            forwarded,
-        })
+        Ok(Call { deadline: Instant::now() + timeout - margin, has_deadline: true, forwarded })
     }
 
     /// The frame of one step of a long call: each has a deadline, also where the call has none.
     pub fn step(&self) -> Call {
         let deadline = Instant::now() + DEFAULT_TIMEOUT;
-        let deadline = if self.has_deadline {
-            deadline.min(self.deadline)
-        } else {
-            deadline
-        };
+        let deadline = if self.has_deadline { deadline.min(self.deadline) } else { deadline };
         Call { deadline, ..*self }
     }
 
@@ -129,14 +121,8 @@ mod tests {
 
     #[test]
     fn a_deadline_of_zero_fails_at_once() {
-        assert_eq!(
-            call("0m").unwrap_err().reason(),
-            Some(Reason::DeadlineExceeded)
-        );
-        assert_eq!(
-            call("soon").unwrap_err().reason(),
-            Some(Reason::InvalidArgument)
-        );
+        assert_eq!(call("0m").unwrap_err().reason(), Some(Reason::DeadlineExceeded));
+        assert_eq!(call("soon").unwrap_err().reason(), Some(Reason::InvalidArgument));
     }
 
     #[test]

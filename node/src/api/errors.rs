@@ -135,46 +135,21 @@ pub struct LeaderHint {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ApiError {
     #[error("{field}: {what}")]
-    InvalidStreamName {
-        field: &'static str,
-        limit: usize,
-        what: &'static str,
-    },
+    InvalidStreamName { field: &'static str, limit: usize, what: &'static str },
     #[error("{field}: {what}")]
-    InvalidEvent {
-        field: Cow<'static, str>,
-        limit: usize,
-        what: &'static str,
-    },
+    InvalidEvent { field: Cow<'static, str>, limit: usize, what: &'static str },
     #[error("{field} is declared as JSON and is none: {what}")]
-    InvalidJson {
-        field: Cow<'static, str>,
-        what: String,
-    },
+    InvalidJson { field: Cow<'static, str>, what: String },
     #[error("{field} has {actual} bytes of data and metadata, {limit} at most")]
-    EventTooLarge {
-        field: Cow<'static, str>,
-        limit: usize,
-        actual: usize,
-    },
+    EventTooLarge { field: Cow<'static, str>, limit: usize, actual: usize },
     #[error("{field} have {actual} bytes together, {limit} at most")]
-    AppendTooLarge {
-        field: Cow<'static, str>,
-        limit: usize,
-        actual: usize,
-    },
+    AppendTooLarge { field: Cow<'static, str>, limit: usize, actual: usize },
     #[error("event id {id} stands twice in the append")]
     DuplicateEventId { id: Uuid },
     #[error("{field}: {what}")]
-    InvalidArgument {
-        field: Cow<'static, str>,
-        what: Cow<'static, str>,
-    },
+    InvalidArgument { field: Cow<'static, str>, what: Cow<'static, str> },
     #[error("the stream's revision is {}, {expected} expected", Revision(*actual))]
-    WrongExpectedRevision {
-        expected: Cow<'static, str>,
-        actual: Option<u64>,
-    },
+    WrongExpectedRevision { expected: Cow<'static, str>, actual: Option<u64> },
     #[error("an earlier append of this stream failed")]
     EarlierAppendFailed,
     #[error("the stream is deleted for good")]
@@ -239,19 +214,15 @@ impl ApiError {
         field: impl Into<Cow<'static, str>>,
         what: impl Into<Cow<'static, str>>,
     ) -> ApiError {
-        ApiError::InvalidArgument {
-            field: field.into(),
-            what: what.into(),
-        }
+        ApiError::InvalidArgument { field: field.into(), what: what.into() }
     }
 
     /// Why an append was refused; `expected` as the client said it.
     pub fn refused(refusal: Refusal, expected: impl FnOnce() -> Cow<'static, str>) -> ApiError {
         match refusal {
-            Refusal::WrongExpectedRevision { actual } => ApiError::WrongExpectedRevision {
-                expected: expected(),
-                actual,
-            },
+            Refusal::WrongExpectedRevision { actual } => {
+                ApiError::WrongExpectedRevision { expected: expected(), actual }
+            }
             Refusal::EventIdConflict { id, revision } => ApiError::EventIdConflict { id, revision },
             Refusal::EarlierAppendFailed => ApiError::EarlierAppendFailed,
             Refusal::Tombstoned => ApiError::StreamTombstoned,
@@ -293,24 +264,13 @@ impl ApiError {
     fn fields(&self) -> Vec<(&'static str, String)> {
         match self {
             ApiError::InvalidStreamName { field, limit, .. } => {
-                vec![
-                    ("field", (*field).to_string()),
-                    ("limit", limit.to_string()),
-                ]
+                vec![("field", (*field).to_string()), ("limit", limit.to_string())]
             }
             ApiError::InvalidEvent { field, limit, .. } => {
                 vec![("field", field.to_string()), ("limit", limit.to_string())]
             }
-            ApiError::EventTooLarge {
-                field,
-                limit,
-                actual,
-            }
-            | ApiError::AppendTooLarge {
-                field,
-                limit,
-                actual,
-            } => vec![
+            ApiError::EventTooLarge { field, limit, actual }
+            | ApiError::AppendTooLarge { field, limit, actual } => vec![
                 ("field", field.to_string()),
                 ("limit", limit.to_string()),
                 ("actual", actual.to_string()),
@@ -319,20 +279,16 @@ impl ApiError {
                 vec![("field", field.to_string())]
             }
             ApiError::DuplicateEventId { id } => vec![("id", id.to_string())],
-            ApiError::WrongExpectedRevision { expected, actual } => vec![
-                ("expected", expected.to_string()),
-                ("actual", Revision(*actual).to_string()),
-            ],
+            ApiError::WrongExpectedRevision { expected, actual } => {
+                vec![("expected", expected.to_string()), ("actual", Revision(*actual).to_string())]
+            }
             ApiError::AlreadyBootstrapped { cluster_id } => {
                 vec![("cluster_id", cluster_id.clone())]
             }
             ApiError::EventIdConflict { id, revision } => {
                 vec![("id", id.to_string()), ("revision", revision.to_string())]
             }
-            ApiError::DiskFull {
-                free_bytes,
-                limit_bytes,
-            } => vec![
+            ApiError::DiskFull { free_bytes, limit_bytes } => vec![
                 ("free_bytes", free_bytes.to_string()),
                 ("limit_bytes", limit_bytes.to_string()),
             ],
@@ -362,13 +318,10 @@ impl ApiError {
     }
 
     fn metadata(&self, reason: Reason) -> impl Iterator<Item = (String, String)> {
-        [
-            ("retry", reason.retry().name().to_string()),
-            ("action", reason.action().to_string()),
-        ]
-        .into_iter()
-        .chain(self.fields())
-        .map(|(k, v)| (k.to_string(), v))
+        [("retry", reason.retry().name().to_string()), ("action", reason.action().to_string())]
+            .into_iter()
+            .chain(self.fields())
+            .map(|(k, v)| (k.to_string(), v))
     }
 }
 
@@ -407,12 +360,7 @@ impl From<ApiError> for v1::Error {
                     .get_details_error_info()
                     .map(|info| (info.reason, info.metadata.into_iter().collect()))
                     .unwrap_or_default();
-                v1::Error {
-                    code: status.code() as i32,
-                    reason,
-                    message,
-                    metadata,
-                }
+                v1::Error { code: status.code() as i32, reason, message, metadata }
             }
             (None, _) => v1::Error {
                 code: Code::Unknown as i32,

@@ -29,20 +29,11 @@ impl Events {
         let consistency = validate::consistency(consistency)?;
         let partition = validate::partition_of(stream, self.node.partitions()?);
         validate::min_position(min_position, partition)?;
-        Ok((
-            partition,
-            Freshness {
-                consistency,
-                min_position,
-            },
-        ))
+        Ok((partition, Freshness { consistency, min_position }))
     }
 
     fn list_freshness(&self, consistency: i32) -> Result<Freshness, ApiError> {
-        Ok(Freshness {
-            consistency: validate::consistency(consistency)?,
-            min_position: 0,
-        })
+        Ok(Freshness { consistency: validate::consistency(consistency)?, min_position: 0 })
     }
 
     fn check_list(&self, query: &Query) -> Result<(), ApiError> {
@@ -65,13 +56,8 @@ impl EventStore for Events {
         let request = request.into_inner();
         validate::append(&request, &self.node.limits)?;
         let partition = validate::partition_of(&request.stream, self.node.partitions()?);
-        let append = AppendOne {
-            request: &request,
-            partition,
-        };
-        Ok(route(&self.node, partition, &call, &append)
-            .await?
-            .into_response(|r| r))
+        let append = AppendOne { request: &request, partition };
+        Ok(route(&self.node, partition, &call, &append).await?.into_response(|r| r))
     }
 
     type AppendStreamStream = Appends<Streaming<v1::AppendStreamRequest>>;
@@ -82,12 +68,7 @@ impl EventStore for Events {
     ) -> Result<Response<Self::AppendStreamStream>, Status> {
         let call = Call::of(request.metadata())?;
         let partitions = self.node.partitions()?;
-        Ok(Response::new(Appends::new(
-            self.node.clone(),
-            partitions,
-            call,
-            request.into_inner(),
-        )))
+        Ok(Response::new(Appends::new(self.node.clone(), partitions, call, request.into_inner())))
     }
 
     type ReadStream = Pages<v1::ReadResponse>;
@@ -100,13 +81,8 @@ impl EventStore for Events {
         let request = request.into_inner();
         let (partition, freshness) =
             self.target(&request.stream, request.consistency, request.min_position)?;
-        let read = ReadStream {
-            request: &request,
-            freshness,
-        };
-        Ok(route(&self.node, partition, &call, &read)
-            .await?
-            .into_response(|pages| pages))
+        let read = ReadStream { request: &request, freshness };
+        Ok(route(&self.node, partition, &call, &read).await?.into_response(|pages| pages))
     }
 
     async fn lookup(
@@ -123,10 +99,7 @@ impl EventStore for Events {
             let response = lookup_response(request.stream, record)?;
             return Ok(Routed::here(response).into_response(|r| r));
         }
-        let lookup = Lookup {
-            request: &request,
-            freshness,
-        };
+        let lookup = Lookup { request: &request, freshness };
         // Boxed, so that the short way above stays small.
         let long = Box::pin(route(&self.node, partition, &call, &lookup));
         Ok(long.await?.into_response(|r| r))
@@ -139,27 +112,12 @@ impl EventStore for Events {
         request: Request<v1::ListStreamsRequest>,
     ) -> Result<Response<Self::ListStreamsStream>, Status> {
         let call = Call::of(request.metadata())?;
-        let v1::ListStreamsRequest {
-            category,
-            prefix,
-            after,
-            max_count,
-            consistency,
-            partition,
-        } = request.into_inner();
+        let v1::ListStreamsRequest { category, prefix, after, max_count, consistency, partition } =
+            request.into_inner();
         let freshness = self.list_freshness(consistency)?;
-        let query = Query {
-            category,
-            prefix,
-            after,
-            max_count,
-            freshness,
-            partition,
-        };
+        let query = Query { category, prefix, after, max_count, freshness, partition };
         self.check_list(&query)?;
-        Ok(Response::new(
-            list::<v1::StreamInfo>(self.node.clone(), call, query).await?,
-        ))
+        Ok(Response::new(list::<v1::StreamInfo>(self.node.clone(), call, query).await?))
     }
 
     type ListStatesStream = Pages<v1::ListStatesResponse>;
@@ -169,26 +127,11 @@ impl EventStore for Events {
         request: Request<v1::ListStatesRequest>,
     ) -> Result<Response<Self::ListStatesStream>, Status> {
         let call = Call::of(request.metadata())?;
-        let v1::ListStatesRequest {
-            category,
-            prefix,
-            after,
-            max_count,
-            consistency,
-            partition,
-        } = request.into_inner();
+        let v1::ListStatesRequest { category, prefix, after, max_count, consistency, partition } =
+            request.into_inner();
         let freshness = self.list_freshness(consistency)?;
-        let query = Query {
-            category,
-            prefix,
-            after,
-            max_count,
-            freshness,
-            partition,
-        };
+        let query = Query { category, prefix, after, max_count, freshness, partition };
         self.check_list(&query)?;
-        Ok(Response::new(
-            list::<v1::State>(self.node.clone(), call, query).await?,
-        ))
+        Ok(Response::new(list::<v1::State>(self.node.clone(), call, query).await?))
     }
 }

@@ -93,15 +93,8 @@ impl Listed for v1::StreamInfo {
             consistency: query.freshness.consistency as i32,
             partition: query.partition,
         };
-        let mut pages = client
-            .list_streams(frame(request, call))
-            .await?
-            .into_inner();
-        Ok(pages
-            .message()
-            .await?
-            .map(|p| p.streams)
-            .unwrap_or_default())
+        let mut pages = client.list_streams(frame(request, call)).await?.into_inner();
+        Ok(pages.message().await?.map(|p| p.streams).unwrap_or_default())
     }
 }
 
@@ -177,21 +170,12 @@ impl<I: Listed> Operation for ListPage<I> {
     ) -> Result<Page<I>, LocalError> {
         let (q, bytes) = (Arc::new(self.query.clone()), self.bytes);
         let found = read_here(node, view, call, self.query.freshness, move |reader| {
-            reader.streams(
-                &q.category,
-                &q.prefix,
-                &q.after,
-                q.max_count as usize,
-                bytes,
-            )
+            reader.streams(&q.category, &q.prefix, &q.after, q.max_count as usize, bytes)
         })
         .await?;
         let last = found.last().map(|(name, _)| name.clone());
         let alive = found.into_iter().filter(|(_, record)| !record.tombstone);
-        Ok(Page {
-            items: alive.map(|(name, record)| I::of(name, record)).collect(),
-            last,
-        })
+        Ok(Page { items: alive.map(|(name, record)| I::of(name, record)).collect(), last })
     }
 
     async fn remote(
@@ -233,20 +217,9 @@ pub async fn list<I: Listed>(
         None => 0..partitions,
     };
     let sources: Vec<_> = partitions.map(|p| (p, query.after.clone())).collect();
-    let left = if query.max_count == 0 {
-        u64::MAX
-    } else {
-        query.max_count
-    };
+    let left = if query.max_count == 0 { u64::MAX } else { query.max_count };
     let merge = Merge::new(sources.len());
-    let mut list = List {
-        node,
-        call,
-        query,
-        sources,
-        merge,
-        left,
-    };
+    let mut list = List { node, call, query, sources, merge, left };
     let wanted = list.merge.wanted();
     list.fetch(wanted).await?;
     let pages = stream::unfold(Some(list), |list| async {

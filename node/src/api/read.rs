@@ -76,9 +76,7 @@ async fn wait_for_position(
         return Ok(());
     }
     let mut applied = view.applied.subscribe();
-    let waited = call
-        .within(false, applied.wait_for(|a| a.position >= min_position))
-        .await?;
+    let waited = call.within(false, applied.wait_for(|a| a.position >= min_position)).await?;
     // The replica went away.
     waited.map(|_| ()).map_err(|_| LocalError::NotLeader(None))
 }
@@ -127,9 +125,7 @@ async fn record(
         return Ok(found);
     }
     let (reader, stream) = (view.reader.clone(), stream.to_string());
-    Ok(call
-        .within(false, node.reads.run(move || reader.stream(&stream)))
-        .await???)
+    Ok(call.within(false, node.reads.run(move || reader.stream(&stream))).await???)
 }
 
 /// Reads on a read thread, as fresh as asked for.
@@ -160,9 +156,7 @@ async fn read_on_thread<T: Send + 'static>(
     read: impl Fn(&Reader) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let reader = view.reader.clone();
-    Ok(call
-        .within(false, node.reads.run(move || read(&reader)))
-        .await???)
+    Ok(call.within(false, node.reads.run(move || read(&reader))).await???)
 }
 
 /// A stream's state from its record.
@@ -172,11 +166,7 @@ pub fn state(stream: String, record: StreamRecord) -> v1::State {
         stream,
         data: record.state,
         content_type: shown_content_type(record.content_type),
-        revision: if failed {
-            record.good_revision
-        } else {
-            record.revision
-        },
+        revision: if failed { record.good_revision } else { record.revision },
         position: record.position,
         recorded_at_ms: record.recorded_at_ms,
         generation: record.generation,
@@ -192,12 +182,8 @@ pub fn lookup_response(
     stream: String,
     record: Option<StreamRecord>,
 ) -> Result<v1::LookupResponse, ApiError> {
-    let record = record
-        .filter(|r| !r.tombstone)
-        .ok_or(ApiError::StreamNotFound)?;
-    Ok(v1::LookupResponse {
-        state: Some(state(stream, record)),
-    })
+    let record = record.filter(|r| !r.tombstone).ok_or(ApiError::StreamNotFound)?;
+    Ok(v1::LookupResponse { state: Some(state(stream, record)) })
 }
 
 /// A checked lookup.
@@ -233,10 +219,7 @@ impl Operation for Lookup<'_> {
         mut client: EventStoreClient<Channel>,
         call: &Call,
     ) -> Result<v1::LookupResponse, Status> {
-        Ok(client
-            .lookup(frame(self.request.clone(), call))
-            .await?
-            .into_inner())
+        Ok(client.lookup(frame(self.request.clone(), call)).await?.into_inner())
     }
 }
 
@@ -275,11 +258,9 @@ impl Operation for ReadStream<'_> {
         };
         let first = {
             let from = from.clone();
-            read_here(node, view, call, self.freshness, move |reader| {
-                from.first_page(reader)
-            })
-            .await?
-            .ok_or(ApiError::StreamNotFound)?
+            read_here(node, view, call, self.freshness, move |reader| from.first_page(reader))
+                .await?
+                .ok_or(ApiError::StreamNotFound)?
         };
         Ok(pages(node.clone(), view.clone(), *call, from, first))
     }
@@ -354,10 +335,7 @@ fn pages(
             }
         }
     });
-    first
-        .chain(rest)
-        .map(move |page| page.map(|p| response(&stream, p)))
-        .boxed()
+    first.chain(rest).map(move |page| page.map(|p| response(&stream, p))).boxed()
 }
 
 async fn next_page(
@@ -374,13 +352,8 @@ async fn next_page(
 }
 
 fn response(stream: &str, page: EventPage) -> v1::ReadResponse {
-    let events = page
-        .events
-        .into_iter()
-        .map(|(revision, e)| recorded(stream, revision, e));
-    v1::ReadResponse {
-        events: events.collect(),
-    }
+    let events = page.events.into_iter().map(|(revision, e)| recorded(stream, revision, e));
+    v1::ReadResponse { events: events.collect() }
 }
 
 fn recorded(stream: &str, revision: u64, e: EventRecord) -> v1::RecordedEvent {
@@ -408,12 +381,7 @@ mod tests {
             events: (0..count).map(|i| (i, EventRecord::default())).collect(),
             next,
         };
-        let cursor = |left| Cursor {
-            stream: "a-1".into(),
-            from: None,
-            backwards: false,
-            left,
-        };
+        let cursor = |left| Cursor { stream: "a-1".into(), from: None, backwards: false, left };
         let next = cursor(u64::MAX).after(&page(3, Some(3))).unwrap();
         assert_eq!(next.from, Some(3));
         assert!(cursor(u64::MAX).after(&page(3, None)).is_none());
@@ -432,19 +400,13 @@ mod tests {
             ..Default::default()
         };
         let state = state("a-1".into(), record);
-        assert_eq!(
-            (state.revision, state.content_type.as_str()),
-            (6, "application/json")
-        );
+        assert_eq!((state.revision, state.content_type.as_str()), (6, "application/json"));
         assert_eq!(state.error.unwrap().revision, 7);
     }
 
     #[test]
     fn a_deleted_stream_is_not_found() {
-        let deleted = StreamRecord {
-            tombstone: true,
-            ..Default::default()
-        };
+        let deleted = StreamRecord { tombstone: true, ..Default::default() };
         assert!(lookup_response("a-1".into(), Some(deleted)).is_err());
         assert!(lookup_response("a-1".into(), None).is_err());
     }

@@ -37,9 +37,7 @@ impl ReadPool {
         let threads = (0..threads.max(1))
             .map(|i| {
                 let shared = shared.clone();
-                std::thread::Builder::new()
-                    .name(format!("read-{i}"))
-                    .spawn(move || work(&shared))
+                std::thread::Builder::new().name(format!("read-{i}")).spawn(move || work(&shared))
             })
             .collect::<Result<_, _>>()?;
         Ok(ReadPool { shared, threads })
@@ -119,11 +117,7 @@ mod tests {
     async fn reads_run_beside_the_runtime_and_a_panic_ends_one_alone() {
         let pool = ReadPool::new(2).unwrap();
         let here = std::thread::current().id();
-        assert!(
-            pool.run(move || std::thread::current().id() != here)
-                .await
-                .unwrap()
-        );
+        assert!(pool.run(move || std::thread::current().id() != here).await.unwrap());
         let failed = pool.run(|| -> u32 { panic!("planted") }).await.unwrap_err();
         assert_eq!(failed.reason(), Some(Reason::Internal));
         assert_eq!(pool.run(|| 7).await.unwrap(), 7);

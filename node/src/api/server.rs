@@ -94,11 +94,7 @@ async fn report_health(reporter: HealthReporter, node: Arc<Node>) {
     loop {
         let serving = node.is_serving();
         if before != Some(serving) {
-            let status = if serving {
-                ServingStatus::Serving
-            } else {
-                ServingStatus::NotServing
-            };
+            let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
             for service in SERVICES {
                 reporter.set_service_status(service, status).await;
             }

@@ -54,9 +54,7 @@ fn leader(partition: u32) -> usize {
 
 impl Partition {
     fn new(partition: u32, disk: &MemoryDisk) -> Partition {
-        let store: SharedStore = disk
-            .open(Path::new(&format!("/{partition}")), true)
-            .unwrap();
+        let store: SharedStore = disk.open(Path::new(&format!("/{partition}")), true).unwrap();
         let genesis = Genesis::new(partition, v1::Reducer::MergePatch as u32, []);
         let machine = PartitionMachine::with_store(store, &genesis, true).unwrap();
         let view = |node: usize| {
@@ -76,10 +74,7 @@ impl Partition {
                 }),
             })
         };
-        Partition {
-            views: [view(0), view(1)],
-            machine: Mutex::new(machine),
-        }
+        Partition { views: [view(0), view(1)], machine: Mutex::new(machine) }
     }
 
     fn propose(&self, commands: Vec<Bytes>) -> Vec<crate::partition::apply::CommandOutcome> {
@@ -118,13 +113,8 @@ impl NodeHooks for Hooks {
     ) -> BoxFuture<'static, Result<v1::BootstrapResponse, ApiError>> {
         async move {
             match request.cluster_id.as_str() {
-                CLUSTER => Ok(v1::BootstrapResponse {
-                    cluster_id: request.cluster_id,
-                    node_id: 1,
-                }),
-                _ => Err(ApiError::AlreadyBootstrapped {
-                    cluster_id: CLUSTER.into(),
-                }),
+                CLUSTER => Ok(v1::BootstrapResponse { cluster_id: request.cluster_id, node_id: 1 }),
+                _ => Err(ApiError::AlreadyBootstrapped { cluster_id: CLUSTER.into() }),
             }
         }
         .boxed()
@@ -165,10 +155,8 @@ fn raft(
     rounds: Arc<AtomicU64>,
     deposed: Arc<AtomicBool>,
 ) -> RaftHandle {
-    let views: HashMap<_, _> = partitions
-        .iter()
-        .map(|p| (p.views[me].group, p.views[me].clone()))
-        .collect();
+    let views: HashMap<_, _> =
+        partitions.iter().map(|p| (p.views[me].group, p.views[me].clone())).collect();
     let partitions = partitions.to_vec();
     let sender = move |request| {
         let leads = |group: GroupId| {
@@ -176,12 +164,7 @@ fn raft(
             (leader(p) == me && !deposed.load(Ordering::Relaxed)).then(|| &partitions[p as usize])
         };
         match request {
-            Request::Propose {
-                group,
-                commands,
-                reply,
-                ..
-            } => {
+            Request::Propose { group, commands, reply, .. } => {
                 let result = match leads(group) {
                     Some(p) => Ok(p.propose(commands)),
                     None => Err(ProposeError::NotLeader { leader: None }),
@@ -198,27 +181,19 @@ fn raft(
                 let _ = reply.send(answer.ok_or(ReadError::NotLeader { leader: None }));
             }
             Request::TransferAll { reply } => {
-                let _ = reply.send(TransferOutcome {
-                    transferred: 2,
-                    remaining: 0,
-                });
+                let _ = reply.send(TransferOutcome { transferred: 2, remaining: 0 });
             }
             Request::Transfer { .. } => {}
         }
         Ok(())
     };
-    RaftHandle {
-        replicas: Arc::new(RwLock::new(views)),
-        sender: Arc::new(sender),
-    }
+    RaftHandle { replicas: Arc::new(RwLock::new(views)), sender: Arc::new(sender) }
 }
 
 /// Two nodes that serve on loopback.
 async fn cluster() -> TestCluster {
     let disk = MemoryDisk::default();
-    let partitions: Vec<_> = (0..PARTITIONS)
-        .map(|p| Arc::new(Partition::new(p, &disk)))
-        .collect();
+    let partitions: Vec<_> = (0..PARTITIONS).map(|p| Arc::new(Partition::new(p, &disk))).collect();
     let (meta, _) = watch::channel(Arc::new(MetaState::default()));
     let mut nodes = Vec::new();
     for i in 0..2 {
@@ -226,10 +201,7 @@ async fn cluster() -> TestCluster {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (rounds, deposed) = (Arc::default(), Arc::default());
         let membership = OnceLock::new();
-        let me = Membership {
-            node: NodeId(i as u64 + 1),
-            cluster_id: CLUSTER.into(),
-        };
+        let me = Membership { node: NodeId(i as u64 + 1), cluster_id: CLUSTER.into() };
         membership.set(me).unwrap();
         let node = Arc::new(Node {
             raft: raft(i, &partitions, Arc::clone(&rounds), Arc::clone(&deposed)),
@@ -249,25 +221,11 @@ async fn cluster() -> TestCluster {
             router: Router::default(),
         });
         let shutdown = CancellationToken::new();
-        let served = tokio::spawn(super::serve(
-            listener,
-            node.clone(),
-            shutdown.clone().cancelled_owned(),
-        ));
-        nodes.push(TestNode {
-            node,
-            url,
-            rounds,
-            deposed,
-            shutdown,
-            served: Some(served),
-        });
+        let served =
+            tokio::spawn(super::serve(listener, node.clone(), shutdown.clone().cancelled_owned()));
+        nodes.push(TestNode { node, url, rounds, deposed, shutdown, served: Some(served) });
     }
-    let cluster = TestCluster {
-        nodes,
-        partitions,
-        meta,
-    };
+    let cluster = TestCluster { nodes, partitions, meta };
     cluster.place();
     cluster
 }
@@ -282,10 +240,7 @@ impl TestCluster {
         });
         let placed = self.partitions.iter().map(|p| MetaPartition {
             replicas: (0..2)
-                .map(|i| MetaReplica {
-                    replica_id: p.views[i].replica.0,
-                    node_id: i as u64 + 1,
-                })
+                .map(|i| MetaReplica { replica_id: p.views[i].replica.0, node_id: i as u64 + 1 })
                 .collect(),
         });
         self.meta.send_replace(Arc::new(MetaState {
@@ -300,32 +255,23 @@ impl TestCluster {
     }
 
     async fn client(&self, node: usize) -> EventStoreClient<Channel> {
-        EventStoreClient::connect(self.nodes[node].url.clone())
-            .await
-            .unwrap()
+        EventStoreClient::connect(self.nodes[node].url.clone()).await.unwrap()
     }
 
     /// Without a transport: a client's own timer would end the call first.
     fn service(&self, node: usize) -> Events {
-        Events {
-            node: self.nodes[node].node.clone(),
-        }
+        Events { node: self.nodes[node].node.clone() }
     }
 
     async fn admin(&self, node: usize) -> ClusterClient<Channel> {
-        ClusterClient::connect(self.nodes[node].url.clone())
-            .await
-            .unwrap()
+        ClusterClient::connect(self.nodes[node].url.clone()).await.unwrap()
     }
 }
 
 /// A stream whose partition node `node` leads.
 fn stream_of(node: usize) -> String {
     let name = |n| format!("customer-{n}");
-    (0..)
-        .map(name)
-        .find(|s| leader(partition_of(s, PARTITIONS)) == node)
-        .unwrap()
+    (0..).map(name).find(|s| leader(partition_of(s, PARTITIONS)) == node).unwrap()
 }
 
 fn event(id: u128, data: &str) -> v1::NewEvent {
@@ -355,9 +301,7 @@ fn lookup(stream: &str, consistency: v1::Consistency) -> v1::LookupRequest {
 }
 
 fn reason(status: &Status) -> String {
-    let info = status
-        .get_details_error_info()
-        .unwrap_or_else(|| panic!("{status:?}"));
+    let info = status.get_details_error_info().unwrap_or_else(|| panic!("{status:?}"));
     assert_eq!(info.domain, DOMAIN);
     info.reason
 }
@@ -385,33 +329,18 @@ async fn any_node_answers_and_names_the_leader_that_it_asked() {
             let mut client = cluster.client(via).await;
             let id = (leader * 2 + via) as u128;
             let response = client.append(append(&stream, id, None)).await.unwrap();
-            let named = response
-                .metadata()
-                .get(LEADER_NODE_ID)
-                .map(|v| v.to_str().unwrap());
+            let named = response.metadata().get(LEADER_NODE_ID).map(|v| v.to_str().unwrap());
             let node_id = (leader + 1).to_string();
             assert_eq!(named, (via != leader).then_some(node_id.as_str()));
-            let url = response
-                .metadata()
-                .get(LEADER_URL)
-                .map(|v| v.to_str().unwrap().to_string());
-            assert_eq!(
-                url,
-                (via != leader).then(|| cluster.nodes[leader].url.clone())
-            );
+            let url = response.metadata().get(LEADER_URL).map(|v| v.to_str().unwrap().to_string());
+            assert_eq!(url, (via != leader).then(|| cluster.nodes[leader].url.clone()));
             assert_eq!(response.into_inner().first_revision, via as u64);
             for consistency in ALL {
                 let found = client.lookup(lookup(&stream, consistency)).await.unwrap();
                 let state = found.into_inner().state.unwrap();
-                assert_eq!(
-                    (state.revision, state.stream.as_str()),
-                    (via as u64, stream.as_str())
-                );
+                assert_eq!((state.revision, state.stream.as_str()), (via as u64, stream.as_str()));
                 assert_eq!(state.data, format!("{{\"n\":{id}}}"));
-                let missing = client
-                    .lookup(lookup("nobody-1", consistency))
-                    .await
-                    .unwrap_err();
+                let missing = client.lookup(lookup("nobody-1", consistency)).await.unwrap_err();
                 assert_eq!(reason(&missing), "STREAM_NOT_FOUND");
             }
         }
@@ -425,39 +354,22 @@ async fn errors_of_apply_reach_the_client_through_any_node() {
     for via in 0..2 {
         let mut client = cluster.client(via).await;
         client.append(append(&stream, 1, None)).await.unwrap();
-        let e = client
-            .append(append(&stream, 2, Some(Expected::Exact(7))))
-            .await
-            .unwrap_err();
+        let e = client.append(append(&stream, 2, Some(Expected::Exact(7)))).await.unwrap_err();
         assert_eq!(
             (reason(&e).as_str(), e.code()),
             ("WRONG_EXPECTED_REVISION", Code::FailedPrecondition)
         );
         let info = e.get_details_error_info().unwrap().metadata;
-        assert_eq!(
-            (info["expected"].as_str(), info["actual"].as_str()),
-            ("7", "0")
-        );
+        assert_eq!((info["expected"].as_str(), info["actual"].as_str()), ("7", "0"));
         let mut other = append(&stream, 1, None);
         other.events[0].data = Bytes::from_static(b"{}");
         let e = client.append(other).await.unwrap_err();
-        assert_eq!(
-            (reason(&e).as_str(), e.code()),
-            ("EVENT_ID_CONFLICT", Code::AlreadyExists)
-        );
-        let e = client
-            .append(v1::AppendRequest::default())
-            .await
-            .unwrap_err();
+        assert_eq!((reason(&e).as_str(), e.code()), ("EVENT_ID_CONFLICT", Code::AlreadyExists));
+        let e = client.append(v1::AppendRequest::default()).await.unwrap_err();
         assert_eq!(reason(&e), "INVALID_STREAM_NAME");
         let mut large = append(&stream, 3, None);
-        large.events = (0..7)
-            .map(|n| event(n, &format!("\"{}\"", "x".repeat(1 << 20))))
-            .collect();
-        assert_eq!(
-            reason(&client.append(large).await.unwrap_err()),
-            "EVENT_TOO_LARGE"
-        );
+        large.events = (0..7).map(|n| event(n, &format!("\"{}\"", "x".repeat(1 << 20)))).collect();
+        assert_eq!(reason(&client.append(large).await.unwrap_err()), "EVENT_TOO_LARGE");
     }
 }
 
@@ -480,11 +392,7 @@ async fn a_stream_is_read_in_pages_both_ways_through_any_node() {
     let stream = stream_of(0);
     for chunk in 0..3 {
         let events = (0..1_000).map(|n| event(chunk * 1_000 + n, "{}")).collect();
-        let request = v1::AppendRequest {
-            stream: stream.clone(),
-            events,
-            ..Default::default()
-        };
+        let request = v1::AppendRequest { stream: stream.clone(), events, ..Default::default() };
         cluster.client(0).await.append(request).await.unwrap();
     }
     for via in 0..2 {
@@ -504,24 +412,11 @@ async fn a_stream_is_read_in_pages_both_ways_through_any_node() {
             assert_eq!(back, (0..3_000).rev().collect::<Vec<_>>());
             let some = read(&mut client, ask(Some(2_998), false, 0)).await.unwrap();
             assert_eq!(some, [2_998, 2_999]);
-            let few = read(&mut client, ask(Some(1_500), false, 1_001))
-                .await
-                .unwrap();
+            let few = read(&mut client, ask(Some(1_500), false, 1_001)).await.unwrap();
             assert_eq!(few, (1_500..2_501).collect::<Vec<_>>());
-            assert!(
-                read(&mut client, ask(Some(3_000), false, 0))
-                    .await
-                    .unwrap()
-                    .is_empty()
-            );
-            let missing = v1::ReadRequest {
-                stream: "nobody-1".into(),
-                ..ask(None, false, 0)
-            };
-            assert_eq!(
-                reason(&read(&mut client, missing).await.unwrap_err()),
-                "STREAM_NOT_FOUND"
-            );
+            assert!(read(&mut client, ask(Some(3_000), false, 0)).await.unwrap().is_empty());
+            let missing = v1::ReadRequest { stream: "nobody-1".into(), ..ask(None, false, 0) };
+            assert_eq!(reason(&read(&mut client, missing).await.unwrap_err()), "STREAM_NOT_FOUND");
         }
     }
 }
@@ -530,9 +425,7 @@ async fn a_stream_is_read_in_pages_both_ways_through_any_node() {
 async fn lists_merge_all_partitions_in_byte_order_through_any_node() {
     let cluster = cluster().await;
     let mut writer = cluster.client(0).await;
-    let mut names: Vec<_> = (0..3_000)
-        .map(|n| format!("{}-{n}", ["a", "bé"][n % 2]))
-        .collect();
+    let mut names: Vec<_> = (0..3_000).map(|n| format!("{}-{n}", ["a", "bé"][n % 2])).collect();
     let requests = names.iter().zip(0u64..);
     let requests = requests.map(|(name, n)| pipelined(n, append(name, n.into(), None), false));
     append_stream(&mut writer, requests.collect()).await;
@@ -540,10 +433,8 @@ async fn lists_merge_all_partitions_in_byte_order_through_any_node() {
     for via in 0..2 {
         let mut client = cluster.client(via).await;
         for consistency in ALL {
-            let all = v1::ListStreamsRequest {
-                consistency: consistency as i32,
-                ..Default::default()
-            };
+            let all =
+                v1::ListStreamsRequest { consistency: consistency as i32, ..Default::default() };
             let mut pages = client.list_streams(all.clone()).await.unwrap().into_inner();
             let mut got = Vec::new();
             while let Some(page) = pages.message().await.unwrap() {
@@ -566,14 +457,8 @@ async fn lists_merge_all_partitions_in_byte_order_through_any_node() {
             assert!(page.states.iter().all(|s| s.data.starts_with(b"{\"n\":")));
             assert!(pages.message().await.unwrap().is_none());
 
-            let wrong = v1::ListStreamsRequest {
-                partition: Some(PARTITIONS),
-                ..all
-            };
-            assert_eq!(
-                reason(&client.list_streams(wrong).await.unwrap_err()),
-                "INVALID_ARGUMENT"
-            );
+            let wrong = v1::ListStreamsRequest { partition: Some(PARTITIONS), ..all };
+            assert_eq!(reason(&client.list_streams(wrong).await.unwrap_err()), "INVALID_ARGUMENT");
         }
     }
 }
@@ -584,10 +469,7 @@ async fn append_stream(
     requests: Vec<v1::AppendStreamRequest>,
 ) -> BTreeMap<u64, Result<v1::AppendResponse, String>> {
     let count = requests.len();
-    let response = client
-        .append_stream(futures::stream::iter(requests))
-        .await
-        .unwrap();
+    let response = client.append_stream(futures::stream::iter(requests)).await.unwrap();
     let mut answers = response.into_inner();
     let mut got = BTreeMap::new();
     while let Some(answer) = answers.message().await.unwrap() {
@@ -602,11 +484,7 @@ async fn append_stream(
 }
 
 fn pipelined(sequence: u64, append: v1::AppendRequest, resume: bool) -> v1::AppendStreamRequest {
-    v1::AppendStreamRequest {
-        sequence,
-        append: Some(append),
-        resume,
-    }
+    v1::AppendStreamRequest { sequence, append: Some(append), resume }
 }
 
 #[tokio::test]
@@ -708,21 +586,14 @@ async fn a_read_waits_for_its_position_and_no_longer_than_its_deadline() {
     let cluster = cluster().await;
     let stream = stream_of(0);
     let mut client = cluster.client(0).await;
-    let first = client
-        .append(append(&stream, 1, None))
-        .await
-        .unwrap()
-        .into_inner();
+    let first = client.append(append(&stream, 1, None)).await.unwrap().into_inner();
     let mut request = lookup(&stream, v1::Consistency::Stale);
     request.min_position = first.last_position;
     client.lookup(request.clone()).await.unwrap();
 
     // Further than anything that is applied; a later append lifts the partition over it.
     request.min_position = first.last_position + position::STEP;
-    let late = cluster
-        .service(0)
-        .lookup(with_timeout(request.clone(), "50m"))
-        .await;
+    let late = cluster.service(0).lookup(with_timeout(request.clone(), "50m")).await;
     assert_eq!(reason(&late.unwrap_err()), "DEADLINE_EXCEEDED");
     let waits = tokio::spawn({
         let (mut client, request) = (client.clone(), request.clone());
@@ -733,10 +604,7 @@ async fn a_read_waits_for_its_position_and_no_longer_than_its_deadline() {
     assert_eq!(state.revision, 1);
 
     request.min_position = first.last_position ^ 1;
-    assert_eq!(
-        reason(&client.lookup(request).await.unwrap_err()),
-        "INVALID_ARGUMENT"
-    );
+    assert_eq!(reason(&client.lookup(request).await.unwrap_err()), "INVALID_ARGUMENT");
 }
 
 #[tokio::test]
@@ -744,14 +612,9 @@ async fn a_deadline_of_zero_proposes_nothing() {
     let cluster = cluster().await;
     let stream = stream_of(0);
     let mut client = cluster.client(0).await;
-    let refused = cluster
-        .service(0)
-        .append(with_timeout(append(&stream, 1, None), "0m"))
-        .await;
+    let refused = cluster.service(0).append(with_timeout(append(&stream, 1, None), "0m")).await;
     assert_eq!(reason(&refused.unwrap_err()), "DEADLINE_EXCEEDED");
-    let missing = client
-        .lookup(lookup(&stream, v1::Consistency::Linearizable))
-        .await;
+    let missing = client.lookup(lookup(&stream, v1::Consistency::Linearizable)).await;
     assert_eq!(reason(&missing.unwrap_err()), "STREAM_NOT_FOUND");
 }
 
@@ -763,26 +626,15 @@ async fn while_nobody_leads_calls_wait_and_a_forwarded_one_is_refused_at_once() 
     deposed.store(true, Ordering::Relaxed);
     for via in 0..2 {
         let mut client = cluster.client(via).await;
-        let late = cluster
-            .service(via)
-            .append(with_timeout(append(&stream, 1, None), "200m"))
-            .await;
+        let late =
+            cluster.service(via).append(with_timeout(append(&stream, 1, None), "200m")).await;
         assert_eq!(reason(&late.unwrap_err()), "NO_LEADER");
         let mut forwarded = Call::new(lookup(&stream, v1::Consistency::Linearizable));
-        forwarded
-            .metadata_mut()
-            .insert("ringfold-forwarded", "1".parse().unwrap());
-        assert_eq!(
-            reason(&client.lookup(forwarded).await.unwrap_err()),
-            "NOT_LEADER"
-        );
+        forwarded.metadata_mut().insert("ringfold-forwarded", "1".parse().unwrap());
+        assert_eq!(reason(&client.lookup(forwarded).await.unwrap_err()), "NOT_LEADER");
     }
     // A stale read needs none.
-    let stale = cluster
-        .client(1)
-        .await
-        .lookup(lookup(&stream, v1::Consistency::Stale))
-        .await;
+    let stale = cluster.client(1).await.lookup(lookup(&stream, v1::Consistency::Stale)).await;
     assert_eq!(reason(&stale.unwrap_err()), "STREAM_NOT_FOUND");
 
     let mut client = cluster.client(1).await;
@@ -806,19 +658,10 @@ async fn a_nearly_full_disk_refuses_appends_and_answers_reads() {
     disk.free_bytes.store(7, Ordering::Relaxed);
     disk.appends_refused.store(true, Ordering::Relaxed);
     let e = client.append(append(&stream, 2, None)).await.unwrap_err();
-    assert_eq!(
-        (reason(&e).as_str(), e.code()),
-        ("DISK_FULL", Code::ResourceExhausted)
-    );
+    assert_eq!((reason(&e).as_str(), e.code()), ("DISK_FULL", Code::ResourceExhausted));
     let info = e.get_details_error_info().unwrap().metadata;
-    assert_eq!(
-        (info["free_bytes"].as_str(), info["limit_bytes"].as_str()),
-        ("7", "100")
-    );
-    client
-        .lookup(lookup(&stream, v1::Consistency::Linearizable))
-        .await
-        .unwrap();
+    assert_eq!((info["free_bytes"].as_str(), info["limit_bytes"].as_str()), ("7", "100"));
+    client.lookup(lookup(&stream, v1::Consistency::Linearizable)).await.unwrap();
     disk.appends_refused.store(false, Ordering::Relaxed);
     client.append(append(&stream, 2, None)).await.unwrap();
 }
@@ -827,83 +670,33 @@ async fn a_nearly_full_disk_refuses_appends_and_answers_reads() {
 async fn the_cluster_service_shows_and_judges() {
     let cluster = cluster().await;
     let stream = stream_of(0);
-    cluster
-        .client(0)
-        .await
-        .append(append(&stream, 1, None))
-        .await
-        .unwrap();
+    cluster.client(0).await.append(append(&stream, 1, None)).await.unwrap();
     let mut admin = cluster.admin(0).await;
 
-    let map = admin
-        .topology(v1::TopologyRequest {})
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(
-        (map.cluster_id.as_str(), map.node_id, map.partitions),
-        (CLUSTER, 1, PARTITIONS)
-    );
+    let map = admin.topology(v1::TopologyRequest {}).await.unwrap().into_inner();
+    assert_eq!((map.cluster_id.as_str(), map.node_id, map.partitions), (CLUSTER, 1, PARTITIONS));
     let leaders: Vec<_> = map.partition_map.iter().map(|p| p.leader_node_id).collect();
     assert_eq!(leaders, [1, 2, 1, 2]);
-    assert!(
-        map.members
-            .iter()
-            .all(|m| m.reachable && !m.client_url.is_empty())
-    );
+    assert!(map.members.iter().all(|m| m.reachable && !m.client_url.is_empty()));
 
-    let status = admin
-        .node_status(v1::NodeStatusRequest {})
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(
-        (status.replicas.len(), status.counters["dropped_frames"]),
-        (4, 3)
-    );
+    let status = admin.node_status(v1::NodeStatusRequest {}).await.unwrap().into_inner();
+    assert_eq!((status.replicas.len(), status.counters["dropped_frames"]), (4, 3));
     let replica = &status.replicas[partition_of(&stream, PARTITIONS) as usize];
     assert_eq!((replica.chain.len(), replica.applied_index), (32, 1));
-    assert_eq!(
-        position::partition(replica.position),
-        replica.partition.unwrap()
-    );
+    assert_eq!(position::partition(replica.position), replica.partition.unwrap());
 
     // One of two replicas is no majority.
-    let safe = admin
-        .safe_to_stop(v1::SafeToStopRequest { node_id: 2 })
-        .await
-        .unwrap();
+    let safe = admin.safe_to_stop(v1::SafeToStopRequest { node_id: 2 }).await.unwrap();
     let safe = safe.into_inner();
-    assert!(
-        !safe.safe && safe.reasons.len() == PARTITIONS as usize,
-        "{safe:?}"
-    );
+    assert!(!safe.safe && safe.reasons.len() == PARTITIONS as usize, "{safe:?}");
 
-    let done = admin
-        .transfer_leaders(v1::TransferLeadersRequest {})
-        .await
-        .unwrap()
-        .into_inner();
+    let done = admin.transfer_leaders(v1::TransferLeadersRequest {}).await.unwrap().into_inner();
     assert_eq!((done.transferred, done.remaining), (2, 0));
 
-    let mut again = v1::BootstrapRequest {
-        cluster_id: CLUSTER.into(),
-        ..Default::default()
-    };
-    assert_eq!(
-        admin
-            .bootstrap(again.clone())
-            .await
-            .unwrap()
-            .into_inner()
-            .node_id,
-        1
-    );
+    let mut again = v1::BootstrapRequest { cluster_id: CLUSTER.into(), ..Default::default() };
+    assert_eq!(admin.bootstrap(again.clone()).await.unwrap().into_inner().node_id, 1);
     again.cluster_id = "00000000-0000-0000-0000-000000000001".into();
-    assert_eq!(
-        reason(&admin.bootstrap(again).await.unwrap_err()),
-        "ALREADY_BOOTSTRAPPED"
-    );
+    assert_eq!(reason(&admin.bootstrap(again).await.unwrap_err()), "ALREADY_BOOTSTRAPPED");
 }
 
 #[tokio::test]
@@ -913,15 +706,9 @@ async fn health_follows_the_node_and_streams_end_with_it() {
     let mut cluster = cluster().await;
     let url = cluster.nodes[0].url.clone();
     let mut health = HealthClient::new(Channel::from_shared(url).unwrap().connect_lazy());
-    let mut watch = health
-        .watch(HealthCheckRequest::default())
-        .await
-        .unwrap()
-        .into_inner();
+    let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     let mut next = async || {
-        let next = tokio::time::timeout(Duration::from_secs(10), watch.message())
-            .await
-            .unwrap();
+        let next = tokio::time::timeout(Duration::from_secs(10), watch.message()).await.unwrap();
         next.unwrap().unwrap().status()
     };
     while next().await != ServingStatus::Serving {}
@@ -930,26 +717,16 @@ async fn health_follows_the_node_and_streams_end_with_it() {
     let (requests, receiver) = tokio::sync::mpsc::channel(4);
     let receiver = tokio_stream::wrappers::ReceiverStream::new(receiver);
     let mut answers = client.append_stream(receiver).await.unwrap().into_inner();
-    requests
-        .send(pipelined(1, append(&stream_of(0), 1, None), false))
-        .await
-        .unwrap();
+    requests.send(pipelined(1, append(&stream_of(0), 1, None), false)).await.unwrap();
     assert_eq!(answers.message().await.unwrap().unwrap().sequence, 1);
 
     cluster.nodes[0].node.info.stopping.cancel();
     assert_eq!(next().await, ServingStatus::NotServing);
-    assert_eq!(
-        reason(&answers.message().await.unwrap_err()),
-        "NODE_STOPPING"
-    );
+    assert_eq!(reason(&answers.message().await.unwrap_err()), "NODE_STOPPING");
     drop(watch);
     cluster.nodes[0].shutdown.cancel();
     let served = cluster.nodes[0].served.take().unwrap();
-    tokio::time::timeout(Duration::from_secs(10), served)
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap();
+    tokio::time::timeout(Duration::from_secs(10), served).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -959,10 +736,7 @@ async fn a_node_without_a_cluster_says_so() {
     let mut client = cluster.client(0).await;
     let e = client.append(append("a-1", 1, None)).await.unwrap_err();
     assert_eq!(reason(&e), "NOT_BOOTSTRAPPED");
-    let e = client
-        .list_states(v1::ListStatesRequest::default())
-        .await
-        .unwrap_err();
+    let e = client.list_states(v1::ListStatesRequest::default()).await.unwrap_err();
     assert_eq!(reason(&e), "NOT_BOOTSTRAPPED");
     assert!(!cluster.nodes[0].node.is_serving());
     cluster.place();

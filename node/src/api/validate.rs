@@ -57,9 +57,7 @@ impl Limits {
 pub fn partition_of(stream: &str, partitions: u32) -> u32 {
     debug_assert!(partitions.is_power_of_two());
     // A shift by all 64 bits, for one partition, is none that the machine knows.
-    stream_hash(stream)
-        .checked_shr(64 - partitions.trailing_zeros())
-        .unwrap_or(0) as u32
+    stream_hash(stream).checked_shr(64 - partitions.trailing_zeros()).unwrap_or(0) as u32
 }
 
 /// A position that a read waits for must be one of its partition.
@@ -103,11 +101,7 @@ pub fn stream_name(stream: &str, limits: &Limits) -> Result<(), ApiError> {
 
 /// Category, prefix and last name of a list: may be empty.
 pub fn optional_name(field: &'static str, text: &str, limits: &Limits) -> Result<(), ApiError> {
-    if text.is_empty() {
-        Ok(())
-    } else {
-        name(field, text, limits)
-    }
+    if text.is_empty() { Ok(()) } else { name(field, text, limits) }
 }
 
 fn name(field: &'static str, text: &str, limits: &Limits) -> Result<(), ApiError> {
@@ -122,10 +116,7 @@ fn name(field: &'static str, text: &str, limits: &Limits) -> Result<(), ApiError
 pub fn category(field: &'static str, text: &str, limits: &Limits) -> Result<(), ApiError> {
     name(field, text, limits)?;
     if text.contains('-') {
-        return Err(ApiError::argument(
-            field,
-            "has a `-`, which ends a category",
-        ));
+        return Err(ApiError::argument(field, "has a `-`, which ends a category"));
     }
     Ok(())
 }
@@ -134,10 +125,9 @@ pub fn consistency(value: i32) -> Result<v1::Consistency, ApiError> {
     match v1::Consistency::try_from(value) {
         Ok(v1::Consistency::Unspecified) => Ok(v1::Consistency::Linearizable),
         Ok(c) => Ok(c),
-        Err(_) => Err(ApiError::argument(
-            "consistency",
-            format!("{value} is none that is known here"),
-        )),
+        Err(_) => {
+            Err(ApiError::argument("consistency", format!("{value} is none that is known here")))
+        }
     }
 }
 
@@ -149,18 +139,11 @@ pub fn append(request: &v1::AppendRequest, limits: &Limits) -> Result<(), ApiErr
         return Err(ApiError::InvalidEvent {
             field: "events".into(),
             limit: limits.append_events,
-            what: if count == 0 {
-                "is empty"
-            } else {
-                "has too many events"
-            },
+            what: if count == 0 { "is empty" } else { "has too many events" },
         });
     }
     if request.after_position > position::MAX {
-        return Err(ApiError::argument(
-            "after_position",
-            "is no position: it is not below 2^63",
-        ));
+        return Err(ApiError::argument("after_position", "is no position: it is not below 2^63"));
     }
     let mut total = 0;
     for (i, event) in request.events.iter().enumerate() {
@@ -183,28 +166,16 @@ fn check_event(i: usize, e: &v1::NewEvent, size: usize, limits: &Limits) -> Resu
     let field = |name: &str| Cow::Owned(format!("events[{i}].{name}"));
     if e.id.len() != 16 {
         let what = "is not 16 bytes";
-        return Err(ApiError::InvalidEvent {
-            field: field("id"),
-            limit: 16,
-            what,
-        });
+        return Err(ApiError::InvalidEvent { field: field("id"), limit: 16, what });
     }
     let limit = limits.type_bytes;
     if let Some(what) = text_fault(&e.r#type, limit) {
-        return Err(ApiError::InvalidEvent {
-            field: field("type"),
-            limit,
-            what,
-        });
+        return Err(ApiError::InvalidEvent { field: field("type"), limit, what });
     }
     if !e.content_type.is_empty()
         && let Some(what) = text_fault(&e.content_type, limit)
     {
-        return Err(ApiError::InvalidEvent {
-            field: field("content_type"),
-            limit,
-            what,
-        });
+        return Err(ApiError::InvalidEvent { field: field("content_type"), limit, what });
     }
     if size > limits.event_bytes {
         return Err(ApiError::EventTooLarge {
@@ -216,10 +187,7 @@ fn check_event(i: usize, e: &v1::NewEvent, size: usize, limits: &Limits) -> Resu
     if is_json(&e.content_type)
         && let Err(fault) = check_json(&e.data)
     {
-        return Err(ApiError::InvalidJson {
-            field: field("data"),
-            what: fault.to_string(),
-        });
+        return Err(ApiError::InvalidJson { field: field("data"), what: fault.to_string() });
     }
     Ok(())
 }
@@ -232,28 +200,20 @@ fn check_ids(events: &[v1::NewEvent]) -> Result<(), ApiError> {
     ids.sort_unstable();
     match ids.windows(2).find(|w| w[0] == w[1]) {
         None => Ok(()),
-        Some(w) => Err(ApiError::DuplicateEventId {
-            id: Uuid::from_slice(w[0]).unwrap_or_default(),
-        }),
+        Some(w) => {
+            Err(ApiError::DuplicateEventId { id: Uuid::from_slice(w[0]).unwrap_or_default() })
+        }
     }
 }
 
 /// As stored: the default is stored as nothing, so that both ways to say it are the same content.
 fn stored_content_type(content_type: &str) -> &str {
-    if content_type == JSON {
-        ""
-    } else {
-        content_type
-    }
+    if content_type == JSON { "" } else { content_type }
 }
 
 /// Content type of what is stored, for a reader.
 pub fn shown_content_type(stored: String) -> String {
-    if stored.is_empty() {
-        JSON.to_string()
-    } else {
-        stored
-    }
+    if stored.is_empty() { JSON.to_string() } else { stored }
 }
 
 /// Whether the data is JSON that a fold can read: everything that building a tree would refuse
@@ -333,10 +293,7 @@ pub fn encode_append(request: &v1::AppendRequest, chained: bool) -> Bytes {
     let expected = expected as i32;
     let lens: Vec<usize> = request.events.iter().map(event_len).collect();
     let mut len = string::encoded_len(1, &request.stream);
-    len += lens
-        .iter()
-        .map(|l| key_len(2) + encoded_len_varint(*l as u64) + l)
-        .sum::<usize>();
+    len += lens.iter().map(|l| key_len(2) + encoded_len_varint(*l as u64) + l).sum::<usize>();
     if expected != 0 {
         len += int32::encoded_len(3, &expected);
     }
@@ -389,13 +346,7 @@ fn event_len(e: &v1::NewEvent) -> usize {
 
 fn encode_event(e: &v1::NewEvent, out: &mut BytesMut) {
     let content_type = stored_content_type(&e.content_type);
-    let hash = content_hash(
-        &e.r#type,
-        e.schema_version,
-        content_type,
-        &e.data,
-        &e.metadata,
-    );
+    let hash = content_hash(&e.r#type, e.schema_version, content_type, &e.data, &e.metadata);
     put_field(1, &e.id, out);
     put_field(2, e.r#type.as_bytes(), out);
     if e.schema_version != 0 {

@@ -1,8 +1,7 @@
 //! The database of a meta replica: one value in a store like a partition's.
 use super::machine::MetaStore;
-use crate::partition::{Reader, keys};
 use crate::partition::store::{AppliedMark, Batch, SharedStore, put_mark};
-
+use crate::partition::{Reader, keys};
 
 const KEY: &[u8] = keys::META;
 

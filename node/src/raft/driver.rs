@@ -7,9 +7,7 @@ use crate::clock::EPOCH_UNIX_MS;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::raft::apply::{ApplyNotice, ApplyTask, StateMachine};
 use crate::raft::group::{Group, Proposal};
-use crate::raft::handle::{
-    ProposeError, ReadError, ReplicaView, Request, Role, TransferOutcome,
-};
+use crate::raft::handle::{ProposeError, ReadError, ReplicaView, Request, Role, TransferOutcome};
 use crate::raft::log::{LogOp, RaftLog, ReplicaRecord, Vote};
 use crate::raft::membership::Membership;
 pub use crate::raft::message::{Channel, PeerMessage};
@@ -144,7 +142,10 @@ pub struct GroupFacts {
 }
 
 pub enum Input {
-    Messages { from: NodeId, messages: Vec<PeerMessage> },
+    Messages {
+        from: NodeId,
+        messages: Vec<PeerMessage>,
+    },
     Request(Request),
     /// The sync of these is done, in the order of their writes.
     Persisted(Vec<PersistedItem>),
@@ -152,17 +153,30 @@ pub enum Input {
     Create(Box<NewGroup>),
     Incoming(Box<Incoming>),
     /// The database holds everything up to `index` durably.
-    Flushed { group: GroupId, replica: ReplicaId, index: u64 },
+    Flushed {
+        group: GroupId,
+        replica: ReplicaId,
+        index: u64,
+    },
     ChangeMembership {
         group: GroupId,
         change: MembershipChange,
         reply: oneshot::Sender<Result<(), String>>,
     },
-    Facts { group: GroupId, reply: oneshot::Sender<Option<GroupFacts>> },
+    Facts {
+        group: GroupId,
+        reply: oneshot::Sender<Option<GroupFacts>>,
+    },
     /// A transfer of a checkpoint at `index` runs: keep the log behind it. `None`: it ended.
-    TransferFloor { group: GroupId, to: ReplicaId, index: Option<u64> },
+    TransferFloor {
+        group: GroupId,
+        to: ReplicaId,
+        index: Option<u64>,
+    },
     /// This node's wall clock is so far ahead of its peers' median.
-    ClockAhead { ms: i64 },
+    ClockAhead {
+        ms: i64,
+    },
 }
 
 /// A Ready whose writes are in a batch.
@@ -470,7 +484,10 @@ impl Driver {
                 }
             }
             Input::ClockAhead { ms } => {
-                tracing::warn!(ahead_ms = ms, "this node's clock is ahead of its peers': handing leaderships over");
+                tracing::warn!(
+                    ahead_ms = ms,
+                    "this node's clock is ahead of its peers': handing leaderships over"
+                );
                 self.shedding_until_ns = now.boot_ns + 1_000_000_000;
             }
         }
@@ -536,13 +553,27 @@ impl Driver {
         let (fresh, record, view) = (new.fresh, new.record.clone(), new.view.clone());
         let (vote, last) = (new.vote, new.last_index);
         let made = catch_unwind(AssertUnwindSafe(|| {
-            Group::new(&self.settings, self.log.clone(), &new.record, vote, last, &*new.machine,
-                view.clone(), self.started_ns, &self.logger)
+            Group::new(
+                &self.settings,
+                self.log.clone(),
+                &new.record,
+                vote,
+                last,
+                &*new.machine,
+                view.clone(),
+                self.started_ns,
+                &self.logger,
+            )
         }));
         let group = match made {
             Ok(Ok(group)) => group,
             Ok(Err(reason)) => return Self::refuse_group(&view, &reason),
-            Err(_) => return Self::refuse_group(&view, "raft refused the replica's state (see the log above)"),
+            Err(_) => {
+                return Self::refuse_group(
+                    &view,
+                    "raft refused the replica's state (see the log above)",
+                );
+            }
         };
         if fresh {
             round.write.ops.push(LogOp::Record(Box::new(record.clone())));

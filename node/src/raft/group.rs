@@ -250,12 +250,7 @@ impl Group {
     }
 
     pub fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
-        self.record
-            .membership
-            .nodes
-            .get(&replica)
-            .or_else(|| self.nodes.get(&replica.0))
-            .copied()
+        self.record.membership.nodes.get(&replica).or_else(|| self.nodes.get(&replica.0)).copied()
     }
 
     /// Remembers where a replica's messages come from: a learner that joins knows no membership.
@@ -323,7 +318,12 @@ impl Group {
         m.index = incoming.index;
         m.term = incoming.term;
         m.set_conf_state(incoming.membership.conf_state());
-        let mut message = Message { from: leader, to: self.replica.0, term: self.raw.raft.term, ..Default::default() };
+        let mut message = Message {
+            from: leader,
+            to: self.replica.0,
+            term: self.raw.raft.term,
+            ..Default::default()
+        };
         message.set_msg_type(MessageType::MsgSnapshot);
         message.set_snapshot(snapshot);
         let _ = self.raw.step(message);
@@ -491,7 +491,9 @@ impl Group {
         }
         self.raw.tick();
         if self.is_leader() {
-            if self.record.membership.voters == [self.replica.0] && !self.record.membership.is_joint() {
+            if self.record.membership.voters == [self.replica.0]
+                && !self.record.membership.is_joint()
+            {
                 self.lease.alone(now.boot_ns, lease_ns);
             }
             self.tick_transfer(now, election_ns, shedding);
@@ -672,11 +674,7 @@ impl Group {
     }
 
     /// The write of a Ready is synced.
-    pub fn persisted(
-        &mut self,
-        item: &PersistedItem,
-        round: &mut Round,
-    ) -> Result<(), String> {
+    pub fn persisted(&mut self, item: &PersistedItem, round: &mut Round) -> Result<(), String> {
         if item.installed.is_some()
             && let Some((index, directory)) = self.installing.take()
         {
@@ -768,7 +766,9 @@ impl Group {
                         // The same on every replica: a pure function of the membership.
                         Err(reason) => {
                             tracing::warn!(group = %self.id, index, %reason, "membership change ignored");
-                            if let Some((_, reply)) = self.change_reply.take_if(|(i, _)| *i == index) {
+                            if let Some((_, reply)) =
+                                self.change_reply.take_if(|(i, _)| *i == index)
+                            {
                                 let _ = reply.send(Err(reason.to_string()));
                             }
                             out.push(done);
@@ -1000,10 +1000,9 @@ impl Group {
     /// Takes a checkpoint into the log: what it replaces goes, the record names its directory.
     fn install(&mut self, snapshot: Snapshot, round: &mut Round) -> Result<u64, String> {
         let meta = snapshot.get_metadata();
-        let incoming = self
-            .incoming
-            .take_if(|i| i.index == meta.index)
-            .ok_or_else(|| format!("raft installs a checkpoint at {} that was not offered", meta.index))?;
+        let incoming = self.incoming.take_if(|i| i.index == meta.index).ok_or_else(|| {
+            format!("raft installs a checkpoint at {} that was not offered", meta.index)
+        })?;
         self.raw.mut_store().install(meta.index, meta.term, incoming.membership.conf_state());
         self.record.directory = incoming.directory;
         self.voters = voters_of(&incoming.membership);
@@ -1128,8 +1127,15 @@ mod tests {
 
     #[test]
     fn packed_tags_are_those_of_the_generated_types() {
-        let command = internal::Command { command: Some(internal::command::Command::Close(internal::Close { position: 5 })) };
-        let e = internal::Entry { stamp: 300, max_state_bytes: 7, snapshot_every: 9, commands: vec![command.clone(), command.clone()] };
+        let command = internal::Command {
+            command: Some(internal::command::Command::Close(internal::Close { position: 5 })),
+        };
+        let e = internal::Entry {
+            stamp: 300,
+            max_state_bytes: 7,
+            snapshot_every: 9,
+            commands: vec![command.clone(), command.clone()],
+        };
         let mut ours = Vec::new();
         for (tag, value) in [(STAMP_TAG, 300), (MAX_STATE_TAG, 7), (SNAPSHOT_EVERY_TAG, 9)] {
             ours.push(tag);
@@ -1142,7 +1148,9 @@ mod tests {
             ours.extend_from_slice(&c);
         }
         assert_eq!(ours, e.encode_to_vec());
-        let meta = internal::MetaEntry { commands: vec![internal::MetaCommand { if_epoch: 4, command: None }] };
+        let meta = internal::MetaEntry {
+            commands: vec![internal::MetaCommand { if_epoch: 4, command: None }],
+        };
         let c = meta.commands[0].encode_to_vec();
         let mut ours = vec![META_COMMANDS_TAG];
         put_varint(&mut ours, c.len() as u64);

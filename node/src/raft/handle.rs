@@ -98,7 +98,12 @@ pub struct Status {
 }
 
 impl ReplicaView {
-    pub fn new(group: GroupId, replica: ReplicaId, reader: Reader, applied: Applied) -> ReplicaView {
+    pub fn new(
+        group: GroupId,
+        replica: ReplicaId,
+        reader: Reader,
+        applied: Applied,
+    ) -> ReplicaView {
         ReplicaView {
             group,
             replica,
@@ -136,10 +141,7 @@ pub enum Request {
         reply: oneshot::Sender<ProposeResult>,
     },
     /// Answered once everything acknowledged before is applied here.
-    ReadIndex {
-        group: GroupId,
-        reply: oneshot::Sender<Result<(), ReadError>>,
-    },
+    ReadIndex { group: GroupId, reply: oneshot::Sender<Result<(), ReadError>> },
     /// Hand the leadership of all groups to others.
     TransferAll { reply: oneshot::Sender<TransferOutcome> },
     /// Hand the leadership of one group to a voter.

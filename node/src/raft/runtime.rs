@@ -19,8 +19,7 @@ use std::time::{Duration, Instant};
 /// Sends messages to peers; never waits, may drop.
 pub type SendMessages = Arc<dyn Fn(Vec<(NodeId, Channel, PeerMessage)>) + Send + Sync>;
 /// Told of a replica that is behind the kept log: (group, replica, its node).
-pub type CheckpointWanted =
-    Arc<dyn Fn(GroupId, crate::ids::ReplicaId, NodeId) + Send + Sync>;
+pub type CheckpointWanted = Arc<dyn Fn(GroupId, crate::ids::ReplicaId, NodeId) + Send + Sync>;
 /// Called after each synced batch with its number.
 pub type Synced = Box<dyn Fn(u64) -> Result<(), LogError> + Send>;
 /// Called when the log cannot be written: nothing may go on from memory that was not synced.
@@ -93,7 +92,10 @@ impl RaftRuntime {
             let (writes, inputs, log, send) =
                 (writes.clone(), inputs.clone(), parts.log.clone(), parts.send.clone());
             let (synced, fatal) = (parts.synced, parts.fatal.clone());
-            spawn("log", Box::new(move || log_loop(&writes, &inputs, &*log, &send, &synced, &fatal)))?;
+            spawn(
+                "log",
+                Box::new(move || log_loop(&writes, &inputs, &*log, &send, &synced, &fatal)),
+            )?;
         }
         let mut driver = Driver::new(parts.settings, parts.log.clone(), now());
         let counters = driver.counters.clone();
@@ -118,7 +120,10 @@ impl RaftRuntime {
             let (replicas, inputs, log, stopping) =
                 (parts.replicas.clone(), inputs.clone(), parts.log, stopping.clone());
             let flush = parts.flush;
-            spawn("flush", Box::new(move || flush_loop(&replicas, &inputs, &*log, flush, &stopping)))?;
+            spawn(
+                "flush",
+                Box::new(move || flush_loop(&replicas, &inputs, &*log, flush, &stopping)),
+            )?;
         }
         let sender = {
             let inputs = inputs.clone();
@@ -277,7 +282,8 @@ fn flush_loop(
                         bytes.min(view.unflushed_bytes.load(Ordering::Relaxed)),
                         Ordering::Relaxed,
                     );
-                    let flushed = Input::Flushed { group: view.group, replica: view.replica, index };
+                    let flushed =
+                        Input::Flushed { group: view.group, replica: view.replica, index };
                     let _ = inputs.push(flushed);
                 }
                 Err(e) => {

@@ -3,22 +3,14 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 
 fn item(sequence: u64, stream: u8, resume: bool, data_bytes: usize, after_position: u64) -> Item {
-    let event = v1::NewEvent {
-        data: vec![0; data_bytes].into(),
-        ..Default::default()
-    };
+    let event = v1::NewEvent { data: vec![0; data_bytes].into(), ..Default::default() };
     let request = v1::AppendRequest {
         stream: format!("s-{stream}"),
         events: vec![event],
         after_position,
         ..Default::default()
     };
-    Item {
-        sequence,
-        resume,
-        partition: u32::from(stream % 3),
-        request,
-    }
+    Item { sequence, resume, partition: u32::from(stream % 3), request }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,11 +61,7 @@ fn apply(unit: &Unit, said: &[Said], tried: &mut Vec<u64>) -> Vec<Vec<Answer>> {
                 Answer::EarlierFailed
             } else {
                 tried.push(item.sequence);
-                if said[item.sequence as usize].succeeds {
-                    Answer::Ok
-                } else {
-                    Answer::Failed
-                }
+                if said[item.sequence as usize].succeeds { Answer::Ok } else { Answer::Failed }
             };
             earlier_failed = answer != Answer::Ok;
             answer
@@ -184,16 +172,10 @@ fn what_waits_for_a_stream_goes_as_one_chained_run() {
         }
     }
     assert_eq!(queue.next_unit(NOW), None, "one run at a time");
-    let first = Run {
-        stream: "s-0".into(),
-        items: vec![item(0, 0, false, 10, 0)],
-    };
+    let first = Run { stream: "s-0".into(), items: vec![item(0, 0, false, 10, 0)] };
     assert!(queue.finish(&first, false).is_empty());
     let unit = queue.next_unit(NOW).unwrap();
-    let chained: Vec<_> = unit.runs[0]
-        .chained()
-        .map(|(i, c)| (i.sequence, c))
-        .collect();
+    let chained: Vec<_> = unit.runs[0].chained().map(|(i, c)| (i.sequence, c)).collect();
     assert_eq!(chained, [(1, false), (2, false), (3, true)]);
 }
 
@@ -202,9 +184,7 @@ fn a_call_holds_so_many_appends_and_bytes_and_no_more() {
     let mut queue = AppendQueue::default();
     let mut count = 0;
     while queue.has_room() {
-        queue
-            .push(item(count, (count % 200) as u8, false, 1, 0))
-            .unwrap();
+        queue.push(item(count, (count % 200) as u8, false, 1, 0)).unwrap();
         count += 1;
     }
     assert_eq!(count as usize, APPENDS_MAX);

@@ -20,25 +20,13 @@ pub fn reasons(
     }
     let mut reasons = Vec::new();
     if meta_voters.contains(&target) {
-        reasons.extend(group_reason(
-            "the meta group",
-            target,
-            None,
-            meta_voters,
-            statuses,
-        ));
+        reasons.extend(group_reason("the meta group", target, None, meta_voters, statuses));
     }
     for (p, placed) in meta.placement.iter().enumerate() {
         let nodes: Vec<_> = placed.replicas.iter().map(|r| NodeId(r.node_id)).collect();
         if nodes.contains(&target) {
             let name = format!("partition {p}");
-            reasons.extend(group_reason(
-                &name,
-                target,
-                Some(p as u32),
-                &nodes,
-                statuses,
-            ));
+            reasons.extend(group_reason(&name, target, Some(p as u32), &nodes, statuses));
         }
     }
     reasons
@@ -51,19 +39,9 @@ fn group_reason(
     nodes: &[NodeId],
     statuses: &BTreeMap<NodeId, NodeStatusResponse>,
 ) -> Option<String> {
-    let replica = |node: &NodeId| {
-        statuses
-            .get(node)?
-            .replicas
-            .iter()
-            .find(|r| r.partition == partition)
-    };
-    let committed = nodes
-        .iter()
-        .filter_map(replica)
-        .map(|r| r.commit_index)
-        .max()
-        .unwrap_or(0);
+    let replica =
+        |node: &NodeId| statuses.get(node)?.replicas.iter().find(|r| r.partition == partition);
+    let committed = nodes.iter().filter_map(replica).map(|r| r.commit_index).max().unwrap_or(0);
     let mut faults = Vec::new();
     for node in nodes.iter().filter(|n| **n != target) {
         if !statuses.contains_key(node) {
@@ -109,19 +87,11 @@ mod tests {
     use ringfold_proto::internal::{MetaMember, MetaPartition, MetaReplica};
 
     fn meta(nodes: u64) -> MetaState {
-        let members = (1..=nodes).map(|n| MetaMember {
-            node_id: n,
-            ..Default::default()
-        });
-        let replicas = (1..=nodes).map(|n| MetaReplica {
-            node_id: n,
-            replica_id: n,
-        });
+        let members = (1..=nodes).map(|n| MetaMember { node_id: n, ..Default::default() });
+        let replicas = (1..=nodes).map(|n| MetaReplica { node_id: n, replica_id: n });
         MetaState {
             members: members.collect(),
-            placement: vec![MetaPartition {
-                replicas: replicas.collect(),
-            }],
+            placement: vec![MetaPartition { replicas: replicas.collect() }],
             ..Default::default()
         }
     }
@@ -134,26 +104,18 @@ mod tests {
             commit_index: commit,
             ..Default::default()
         };
-        NodeStatusResponse {
-            replicas: vec![replica(None), replica(Some(0))],
-            ..Default::default()
-        }
+        NodeStatusResponse { replicas: vec![replica(None), replica(Some(0))], ..Default::default() }
     }
 
     fn ask(nodes: u64, others: &[(u64, NodeStatusResponse)]) -> Vec<String> {
-        let statuses = others
-            .iter()
-            .map(|(n, s)| (NodeId(*n), s.clone()))
-            .collect();
+        let statuses = others.iter().map(|(n, s)| (NodeId(*n), s.clone())).collect();
         reasons(NodeId(1), &meta(nodes), &[], &statuses)
     }
 
     #[test]
     fn two_healthy_of_three_let_the_third_stop() {
-        let others = [
-            (2, status(ReplicaState::Leader, 10, 10)),
-            (3, status(ReplicaState::Follower, 10, 9)),
-        ];
+        let others =
+            [(2, status(ReplicaState::Leader, 10, 10)), (3, status(ReplicaState::Follower, 10, 9))];
         assert_eq!(ask(3, &others), Vec::<String>::new());
     }
 
@@ -162,22 +124,10 @@ mod tests {
         let well = (2, status(ReplicaState::Leader, 5_000, 5_000));
         for (other, why) in [
             (None, "node 3 does not answer"),
-            (
-                Some(status(ReplicaState::Closed, 5_000, 5_000)),
-                "node 3's replica is closed",
-            ),
-            (
-                Some(status(ReplicaState::Learner, 5_000, 5_000)),
-                "node 3's replica is a learner",
-            ),
-            (
-                Some(status(ReplicaState::Follower, 3_000, 3_000)),
-                "node 3's replica is far behind",
-            ),
-            (
-                Some(NodeStatusResponse::default()),
-                "node 3's replica is missing",
-            ),
+            (Some(status(ReplicaState::Closed, 5_000, 5_000)), "node 3's replica is closed"),
+            (Some(status(ReplicaState::Learner, 5_000, 5_000)), "node 3's replica is a learner"),
+            (Some(status(ReplicaState::Follower, 3_000, 3_000)), "node 3's replica is far behind"),
+            (Some(NodeStatusResponse::default()), "node 3's replica is missing"),
         ] {
             let mut others = vec![well.clone()];
             others.extend(other.map(|s| (3, s)));
@@ -204,9 +154,6 @@ mod tests {
         let voters = [NodeId(1), NodeId(2), NodeId(3)];
         let reasons = reasons(NodeId(1), &meta(3), &voters, &statuses);
         assert_eq!(reasons.len(), 2);
-        assert!(
-            reasons[0].starts_with("the meta group keeps 1 healthy of 3"),
-            "{reasons:?}"
-        );
+        assert!(reasons[0].starts_with("the meta group keeps 1 healthy of 3"), "{reasons:?}");
     }
 }

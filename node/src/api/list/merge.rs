@@ -24,10 +24,7 @@ struct Head<I> {
 
 impl<I: Named> Ord for Head<I> {
     fn cmp(&self, other: &Head<I>) -> Ordering {
-        self.item
-            .name()
-            .cmp(other.item.name())
-            .then(self.source.cmp(&other.source))
+        self.item.name().cmp(other.item.name()).then(self.source.cmp(&other.source))
     }
 }
 
@@ -62,10 +59,7 @@ pub struct Merge<I> {
 
 impl<I: Named> Merge<I> {
     pub fn new(sources: usize) -> Merge<I> {
-        let source = || Source {
-            items: VecDeque::new(),
-            ended: false,
-        };
+        let source = || Source { items: VecDeque::new(), ended: false };
         Merge {
             sources: std::iter::repeat_with(source).take(sources).collect(),
             heads: BinaryHeap::new(),

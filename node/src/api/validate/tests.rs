@@ -16,11 +16,7 @@ fn event(n: u128) -> v1::NewEvent {
 }
 
 fn request(events: Vec<v1::NewEvent>) -> v1::AppendRequest {
-    v1::AppendRequest {
-        stream: "customer-42".into(),
-        events,
-        ..Default::default()
-    }
+    v1::AppendRequest { stream: "customer-42".into(), events, ..Default::default() }
 }
 
 /// Reason, named field and limit of a refusal.
@@ -44,85 +40,25 @@ fn refusal(r: &v1::AppendRequest) -> Option<(Reason, String, usize)> {
 fn every_bad_append_names_its_field_and_its_limit() {
     type Change = fn(&mut v1::AppendRequest);
     let cases: &[(Change, Reason, &str, usize)] = &[
-        (
-            |r| r.stream.clear(),
-            Reason::InvalidStreamName,
-            "stream",
-            1_024,
-        ),
-        (
-            |r| r.stream = "x".repeat(1_025),
-            Reason::InvalidStreamName,
-            "stream",
-            1_024,
-        ),
-        (
-            |r| r.stream = "a\n".into(),
-            Reason::InvalidStreamName,
-            "stream",
-            1_024,
-        ),
-        (
-            |r| r.stream = "a\0".into(),
-            Reason::InvalidStreamName,
-            "stream",
-            1_024,
-        ),
-        (
-            |r| r.stream = "ä\u{85}".into(),
-            Reason::InvalidStreamName,
-            "stream",
-            1_024,
-        ),
+        (|r| r.stream.clear(), Reason::InvalidStreamName, "stream", 1_024),
+        (|r| r.stream = "x".repeat(1_025), Reason::InvalidStreamName, "stream", 1_024),
+        (|r| r.stream = "a\n".into(), Reason::InvalidStreamName, "stream", 1_024),
+        (|r| r.stream = "a\0".into(), Reason::InvalidStreamName, "stream", 1_024),
+        (|r| r.stream = "ä\u{85}".into(), Reason::InvalidStreamName, "stream", 1_024),
         (|r| r.events.clear(), Reason::InvalidEvent, "events", 1_024),
-        (
-            |r| r.events = (0..1_025).map(event).collect(),
-            Reason::InvalidEvent,
-            "events",
-            1_024,
-        ),
-        (
-            |r| r.events[1].id = Bytes::new(),
-            Reason::InvalidEvent,
-            "events[1].id",
-            16,
-        ),
-        (
-            |r| r.events[1].id = vec![0; 17].into(),
-            Reason::InvalidEvent,
-            "events[1].id",
-            16,
-        ),
-        (
-            |r| r.events[1].r#type.clear(),
-            Reason::InvalidEvent,
-            "events[1].type",
-            256,
-        ),
-        (
-            |r| r.events[1].r#type = "x".repeat(257),
-            Reason::InvalidEvent,
-            "events[1].type",
-            256,
-        ),
-        (
-            |r| r.events[1].r#type = "a\tb".into(),
-            Reason::InvalidEvent,
-            "events[1].type",
-            256,
-        ),
+        (|r| r.events = (0..1_025).map(event).collect(), Reason::InvalidEvent, "events", 1_024),
+        (|r| r.events[1].id = Bytes::new(), Reason::InvalidEvent, "events[1].id", 16),
+        (|r| r.events[1].id = vec![0; 17].into(), Reason::InvalidEvent, "events[1].id", 16),
+        (|r| r.events[1].r#type.clear(), Reason::InvalidEvent, "events[1].type", 256),
+        (|r| r.events[1].r#type = "x".repeat(257), Reason::InvalidEvent, "events[1].type", 256),
+        (|r| r.events[1].r#type = "a\tb".into(), Reason::InvalidEvent, "events[1].type", 256),
         (
             |r| r.events[1].content_type = "x".repeat(257),
             Reason::InvalidEvent,
             "events[1].content_type",
             256,
         ),
-        (
-            |r| r.events[1].data = Bytes::new(),
-            Reason::InvalidJson,
-            "events[1].data",
-            0,
-        ),
+        (|r| r.events[1].data = Bytes::new(), Reason::InvalidJson, "events[1].data", 0),
         (
             |r| {
                 r.events[0].data = vec![b' '; (1 << 20) - 1].into();
@@ -150,12 +86,7 @@ fn every_bad_append_names_its_field_and_its_limit() {
             "00000000-0000-0000-0000-000000000001",
             0,
         ),
-        (
-            |r| r.after_position = 1 << 63,
-            Reason::InvalidArgument,
-            "after_position",
-            0,
-        ),
+        (|r| r.after_position = 1 << 63, Reason::InvalidArgument, "after_position", 0),
     ];
     let good = request(vec![event(1), event(2)]);
     assert_eq!(refusal(&good), None);
@@ -185,27 +116,10 @@ fn what_is_just_within_the_limits_is_taken() {
 #[test]
 fn json_is_what_a_fold_can_read() {
     let deep = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
-    for good in [
-        "{}",
-        "null",
-        " 1 ",
-        "\"\\u00e9\"",
-        "[1.5e3,{\"a\":[true,false]}]",
-        &deep(127),
-    ] {
+    for good in ["{}", "null", " 1 ", "\"\\u00e9\"", "[1.5e3,{\"a\":[true,false]}]", &deep(127)] {
         assert!(check_json(good.as_bytes()).is_ok(), "{good}");
     }
-    let bad = [
-        "",
-        "{",
-        "{a:1}",
-        "1 2",
-        "[1,]",
-        "\"\\ud800\"",
-        "1e999",
-        "{\"a\":1}x",
-        &deep(128),
-    ];
+    let bad = ["", "{", "{a:1}", "1 2", "[1,]", "\"\\ud800\"", "1e999", "{\"a\":1}x", &deep(128)];
     for bad in bad {
         assert!(check_json(bad.as_bytes()).is_err(), "{bad}");
     }
@@ -234,20 +148,14 @@ fn other_content_types_hold_any_bytes() {
 fn a_position_must_be_of_the_partition_that_waits_for_it() {
     assert!(min_position(0, 5).is_ok());
     assert!(min_position(7 << 10 | 5, 5).is_ok());
-    assert_eq!(
-        min_position(7 << 10 | 4, 5).unwrap_err().reason(),
-        Some(Reason::InvalidArgument)
-    );
+    assert_eq!(min_position(7 << 10 | 4, 5).unwrap_err().reason(), Some(Reason::InvalidArgument));
 }
 
 #[test]
 fn consistency_is_linearizable_unless_said_and_never_guessed() {
     assert_eq!(consistency(0).unwrap(), v1::Consistency::Linearizable);
     assert_eq!(consistency(3).unwrap(), v1::Consistency::Stale);
-    assert_eq!(
-        consistency(4).unwrap_err().reason(),
-        Some(Reason::InvalidArgument)
-    );
+    assert_eq!(consistency(4).unwrap_err().reason(), Some(Reason::InvalidArgument));
 }
 
 /// Every client computes it: it must never change.
@@ -257,10 +165,7 @@ fn the_partition_of_a_stream_is_fixed() {
     let hash = stream_hash("customer-42");
     assert_eq!(hash, 0xf40925ac7f7b5e61, "fixed by the format");
     for bits in 1..=10 {
-        assert_eq!(
-            u64::from(partition_of("customer-42", 1 << bits)),
-            hash >> (64 - bits)
-        );
+        assert_eq!(u64::from(partition_of("customer-42", 1 << bits)), hash >> (64 - bits));
     }
 }
 
@@ -272,24 +177,15 @@ fn any_event() -> impl Strategy<Value = v1::NewEvent> {
         Just("text/plain".to_string()),
         "[a-z/+]{1,200}",
     ];
-    (
-        prop::array::uniform16(any::<u8>()),
-        ".{0,40}",
-        any::<u32>(),
-        content_type,
-        bytes(),
-        bytes(),
-    )
-        .prop_map(
-            |(id, r#type, schema_version, content_type, data, metadata)| v1::NewEvent {
-                id: Bytes::copy_from_slice(&id),
-                r#type,
-                schema_version,
-                content_type,
-                data,
-                metadata,
-            },
-        )
+    (prop::array::uniform16(any::<u8>()), ".{0,40}", any::<u32>(), content_type, bytes(), bytes())
+        .prop_map(|(id, r#type, schema_version, content_type, data, metadata)| v1::NewEvent {
+            id: Bytes::copy_from_slice(&id),
+            r#type,
+            schema_version,
+            content_type,
+            data,
+            metadata,
+        })
 }
 
 fn any_expected() -> impl Strategy<Value = Option<v1::ExpectedRevision>> {
@@ -306,9 +202,7 @@ fn any_expected() -> impl Strategy<Value = Option<v1::ExpectedRevision>> {
         Just(Some(v1::ExpectedRevision {
             expected: Some(ExpectedRevision::StreamExists(e::StreamExists {}))
         })),
-        Just(Some(v1::ExpectedRevision {
-            expected: Some(ExpectedRevision::Any(e::Any {}))
-        })),
+        Just(Some(v1::ExpectedRevision { expected: Some(ExpectedRevision::Any(e::Any {})) })),
     ]
 }
 
