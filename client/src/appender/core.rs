@@ -391,12 +391,14 @@ impl<R> Core<R> {
         self.finish(sequence, Err(error));
     }
 
-    /// Takes the end of a lane in: what is in flight there has no answer.
+    /// Takes the end of a lane in: what is in flight there has no answer. `opened`: the node took
+    /// the call, so that it may have stored what is in flight, whatever the error says.
     pub(crate) fn closed(
         &mut self,
         now: Instant,
         lane: LaneId,
         e: &ServerError,
+        opened: bool,
         random: f64,
         mut route: impl FnMut(&str) -> NodeKey,
     ) {
@@ -414,8 +416,9 @@ impl<R> Core<R> {
             .collect();
         let mut names = HashSet::new();
         for sequence in lost {
-            if let Some(item) = self.items.get(&sequence) {
+            if let Some(item) = self.items.get_mut(&sequence) {
                 names.insert(item.stream.clone());
+                item.tries.may_be_stored |= opened;
             }
             self.landed(sequence);
             self.failed(now, sequence, e.clone(), random);
@@ -447,7 +450,8 @@ impl<R> Core<R> {
             .collect();
         for &(lane, _) in &stalled {
             self.actions.push(Action::Close(lane));
-            self.closed(now, lane, &stall_error(try_timeout), random, &mut route);
+            let e = stall_error(try_timeout);
+            self.closed(now, lane, &e, true, random, &mut route);
         }
         let waiting: Vec<Arc<str>> = self.waiting.iter().cloned().collect();
         for name in waiting {

@@ -201,9 +201,14 @@ impl World {
         let kept = self.rng.random_range(0..=call.frames.len());
         call.frames.truncate(kept);
         let leaders = self.leader_of;
-        let e = ServerError::local(Code::Unavailable, "broken");
+        // Whatever the call ends with says nothing about what is in flight.
+        let e = match self.rng.random_range(0..4) {
+            0 => error(Code::Unavailable, "NODE_STOPPING", "yes"),
+            1 => ServerError::local(Code::OutOfRange, "an answer was too large"),
+            _ => ServerError::local(Code::Unavailable, "broken"),
+        };
         self.core
-            .closed(self.now, lane, &e, 0.5, |s| leaders[stream_index(s)]);
+            .closed(self.now, lane, &e, true, 0.5, |s| leaders[stream_index(s)]);
     }
 
     fn tick(&mut self, ms: u64) {
@@ -376,7 +381,9 @@ fn an_append_that_never_left_is_unavailable_and_not_stored() {
             .collect();
         for lane in open {
             world.calls.get_mut(&lane).unwrap().closed = true;
-            world.core.closed(world.now, lane, &refused, 0.5, |_| 0);
+            world
+                .core
+                .closed(world.now, lane, &refused, false, 0.5, |_| 0);
         }
         world.tick(10);
         world.act();
