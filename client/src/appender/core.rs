@@ -63,8 +63,6 @@ struct StreamQueue {
     /// A failure that may pass: nothing is sent until all that is in flight came back.
     failing: bool,
     not_before: Option<Instant>,
-    /// The next one that is sent lifts the failure at the server.
-    resume: bool,
     /// Failed for good: pushes are refused until the caller resumes.
     failed: bool,
 }
@@ -173,7 +171,9 @@ impl<R> Core<R> {
             return;
         };
         stream.failed = false;
-        stream.resume = true;
+        // What is in flight comes back first: what is sent next lifts the failure at the server, and
+        // must not do so ahead of an append that is still to be sent again.
+        stream.failing = stream.in_flight > 0 || stream.failing;
         self.failed -= 1;
         if stream.queue.is_empty() {
             self.streams.remove(name);
@@ -229,8 +229,7 @@ impl<R> Core<R> {
             };
             item.lane = Some(lane);
             // With nothing before it in flight there is nothing that it could overtake.
-            let resume = stream.in_flight == 0 || stream.resume;
-            stream.resume = false;
+            let resume = stream.in_flight == 0;
             stream.in_flight += 1;
             if let Some(lane) = self.lanes.get_mut(&lane) {
                 if lane.in_flight == 0 {

@@ -317,7 +317,7 @@ impl World {
 #[test]
 fn order_and_answers_are_right_whatever_the_cluster_does() {
     let (mut ok, mut unknown, mut refused) = (0, 0, 0);
-    for seed in 0..400 {
+    for seed in 0..1_000 {
         let mut world = World::new(seed);
         for _ in 0..1_500 {
             world.step();
