@@ -242,7 +242,11 @@ impl Client {
         if e.retry() == Retry::No {
             return false;
         }
-        if e.reason.is_empty() {
+        // The connection failed, or the node knows that others are the better choice.
+        if matches!(
+            e.reason.as_str(),
+            "" | "NO_LEADER" | "NODE_STOPPING" | "REPLICA_CLOSED" | "CLOCK_BEHIND"
+        ) {
             node.avoid();
         }
         if let Some(url) = e.metadata.get("leader_url")
@@ -282,6 +286,8 @@ impl Client {
                 Err(e) => e,
             };
             let redirected = self.take_failure(&node, partition, &error);
+            // A leader that has too much to do is still the one to ask.
+            let elsewhere = error.code != Code::ResourceExhausted;
             if !tries.failed(error) {
                 return Err(tries);
             }
@@ -295,7 +301,7 @@ impl Client {
                 return Err(tries);
             }
             tokio::time::sleep(wait).await;
-            failed = Some(node);
+            failed = elsewhere.then_some(node);
         }
     }
 

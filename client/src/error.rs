@@ -128,8 +128,15 @@ impl ServerError {
     }
 
     /// Whether an append answered so may have been stored all the same. A fault within a node says
-    /// nothing about its log.
+    /// nothing about its log, and neither does what something on the way says.
     pub(crate) fn may_be_stored(&self) -> bool {
+        if self.reason.is_empty() {
+            let never_done = matches!(
+                self.code,
+                Code::Unimplemented | Code::Unauthenticated | Code::PermissionDenied
+            );
+            return !self.never_sent && !never_done;
+        }
         match self.retry() {
             Retry::SameIds => true,
             Retry::Yes => false,
@@ -232,5 +239,12 @@ mod tests {
         assert_eq!((e.retry(), e.may_be_stored()), (Retry::SameIds, true));
         let e = ServerError::local(Code::Unimplemented, "no such call");
         assert_eq!((e.retry(), e.may_be_stored()), (Retry::No, false));
+        let e = ServerError::local(Code::OutOfRange, "the answer is too large");
+        assert_eq!((e.retry(), e.may_be_stored()), (Retry::No, true));
+        let e = ServerError {
+            never_sent: true,
+            ..ServerError::local(Code::Unavailable, "connection refused")
+        };
+        assert_eq!((e.retry(), e.may_be_stored()), (Retry::Yes, false));
     }
 }

@@ -315,5 +315,8 @@ async fn an_append_over_the_limit_is_refused_before_it_hurts_its_neighbours() {
         .unwrap_err();
     assert_eq!(e.reason(), "APPEND_TOO_LARGE");
     assert_eq!(e.server_error().unwrap().metadata["limit"], "4194304");
+    let events = (0..1_025).map(event).collect();
+    let e = appender.push("s-1", events, Expected::Any).await;
+    assert!(e.await.unwrap_err().to_string().contains("1024"));
     assert!(cluster.shared.lock().seen.is_empty());
 }

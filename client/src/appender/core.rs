@@ -63,8 +63,6 @@ struct StreamQueue {
     /// A failure that may pass: nothing is sent until all that is in flight came back.
     failing: bool,
     not_before: Option<Instant>,
-    /// The next one that is sent lifts the failure at the server.
-    resume: bool,
     /// Failed for good: pushes are refused until the caller resumes.
     failed: bool,
 }
@@ -164,7 +162,9 @@ impl<R> Core<R> {
             return;
         };
         stream.failed = false;
-        stream.resume = true;
+        // What is in flight comes back first: what is sent next lifts the failure at the server, and
+        // must not do so ahead of an append that is still to be sent again.
+        stream.failing = stream.in_flight > 0 || stream.failing;
         self.failed -= 1;
         if stream.queue.is_empty() {
             self.streams.remove(name);
@@ -213,8 +213,7 @@ impl<R> Core<R> {
             };
             item.lane = Some(lane);
             // With nothing before it in flight there is nothing that it could overtake.
-            let resume = stream.in_flight == 0 || stream.resume;
-            stream.resume = false;
+            let resume = stream.in_flight == 0;
             stream.in_flight += 1;
             if let Some(lane) = self.lanes.get_mut(&lane) {
                 if lane.in_flight == 0 {
@@ -375,12 +374,14 @@ impl<R> Core<R> {
         self.finish(sequence, Err(error));
     }
 
-    /// Takes the end of a lane in: what is in flight there has no answer.
+    /// Takes the end of a lane in: what is in flight there has no answer. `opened`: the node took
+    /// the call, so that it may have stored what is in flight, whatever the error says.
     pub(crate) fn closed(
         &mut self,
         now: Instant,
         lane: LaneId,
         e: &ServerError,
+        opened: bool,
         random: f64,
         mut route: impl FnMut(&str) -> NodeKey,
     ) {
@@ -394,8 +395,9 @@ impl<R> Core<R> {
             self.items.iter().filter(|(_, i)| i.lane == Some(lane)).map(|(&s, _)| s).collect();
         let mut names = HashSet::new();
         for sequence in lost {
-            if let Some(item) = self.items.get(&sequence) {
+            if let Some(item) = self.items.get_mut(&sequence) {
                 names.insert(item.stream.clone());
+                item.tries.may_be_stored |= opened;
             }
             self.landed(sequence);
             self.failed(now, sequence, e.clone(), random);
@@ -427,7 +429,8 @@ impl<R> Core<R> {
             .collect();
         for &(lane, _) in &stalled {
             self.actions.push(Action::Close(lane));
-            self.closed(now, lane, &stall_error(try_timeout), random, &mut route);
+            let e = stall_error(try_timeout);
+            self.closed(now, lane, &e, true, random, &mut route);
         }
         let waiting: Vec<Arc<str>> = self.waiting.iter().cloned().collect();
         for name in waiting {

@@ -32,6 +32,7 @@ const TICK: Duration = Duration::from_millis(20);
 const REFRESH: Duration = Duration::from_secs(5);
 /// What the cluster takes in one append.
 const APPEND_BYTES_MAX: usize = 4 << 20;
+const APPEND_EVENTS_MAX: usize = 1_024;
 /// Answers taken in under one lock.
 const ANSWERS_MAX: usize = 256;
 
@@ -105,6 +106,14 @@ pub struct Pending {
     answer: Result<oneshot::Receiver<Result<Appended, ClientError>>, Option<ClientError>>,
 }
 
+impl Pending {
+    fn refused(e: ServerError) -> Pending {
+        Pending {
+            answer: Err(Some(ClientError::Refused(e))),
+        }
+    }
+}
+
 impl Future for Pending {
     type Output = Result<Appended, ClientError>;
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -146,10 +155,25 @@ impl Appender {
     /// their pushes end. The future that it gives is the answer's.
     pub async fn push(&self, stream: &str, events: Vec<NewEvent>, expected: Expected) -> Pending {
         let shared = &self.handle.shared;
+<<<<<<< HEAD
         let bytes: usize = events.iter().map(|e| e.inner.data.len() + e.inner.metadata.len()).sum();
         if bytes > APPEND_BYTES_MAX {
             // Sent, it would break the lane, and everyone's appends with it.
             return Pending { answer: Err(Some(ClientError::Refused(too_large(bytes)))) };
+=======
+        let bytes: usize = events
+            .iter()
+            .map(|e| e.inner.data.len() + e.inner.metadata.len())
+            .sum();
+        // Sent, they would break the lane, and everyone's appends with it.
+        if bytes > APPEND_BYTES_MAX {
+            let e = too_large("APPEND_TOO_LARGE", "bytes", bytes, APPEND_BYTES_MAX);
+            return Pending::refused(e);
+        }
+        if events.len() > APPEND_EVENTS_MAX {
+            let e = too_large("INVALID_EVENT", "events", events.len(), APPEND_EVENTS_MAX);
+            return Pending::refused(e);
+>>>>>>> refs/heads/client
         }
         let room_bytes_max = room_bytes(shared.client.config().in_flight_bytes_max);
         let room = shared.room.clone().acquire_owned().await;
@@ -190,20 +214,20 @@ fn room_bytes(configured: usize) -> u32 {
     configured.clamp(1, (u32::MAX >> 4) as usize) as u32
 }
 
-fn too_large(bytes: usize) -> ServerError {
+fn too_large(reason: &str, unit: &str, actual: usize, limit: usize) -> ServerError {
     let metadata = [
         ("field", "events".to_owned()),
-        ("limit", APPEND_BYTES_MAX.to_string()),
-        ("actual", bytes.to_string()),
+        ("limit", limit.to_string()),
+        ("actual", actual.to_string()),
         ("retry", "no".to_owned()),
         ("action", "append fewer events at once".to_owned()),
     ];
     ServerError {
-        reason: "APPEND_TOO_LARGE".into(),
+        reason: reason.into(),
         metadata: metadata.map(|(k, v)| (k.to_owned(), v)).into(),
         ..ServerError::local(
             Code::InvalidArgument,
-            format!("the append has {bytes} bytes; the limit is {APPEND_BYTES_MAX}"),
+            format!("the append has {actual} {unit}; the limit is {limit}"),
         )
     }
 }
@@ -263,17 +287,17 @@ impl Shared {
             for lane in broken {
                 lanes.remove(&lane);
                 let e = ServerError::local(Code::Unavailable, "the connection broke");
-                core.closed(Instant::now(), lane, &e, rand::random(), &mut route);
+                core.closed(Instant::now(), lane, &e, true, rand::random(), &mut route);
             }
         }
         out
     }
 
-    fn lane_closed(self: &Arc<Self>, lane: LaneId, node: &Node, e: ServerError) {
+    fn lane_closed(self: &Arc<Self>, lane: LaneId, node: &Node, e: ServerError, opened: bool) {
         // A lane that was given up ends here too, and has nothing in flight any more.
         self.client.take_failure(node, None, &e);
         self.state.lock().lanes.remove(&lane);
-        self.step(|core, now, route| core.closed(now, lane, &e, rand::random(), route));
+        self.step(|core, now, route| core.closed(now, lane, &e, opened, rand::random(), route));
     }
 }
 
@@ -314,8 +338,8 @@ async fn run_lane(
     let opening = calls.append_stream(ReceiverStream::new(requests));
     let mut answers = match tokio::time::timeout(within, opening).await {
         Ok(Ok(answers)) => answers.into_inner(),
-        Ok(Err(status)) => return shared.lane_closed(lane, &node, status.into()),
-        Err(_) => return shared.lane_closed(lane, &node, no_answer(&node, within)),
+        Ok(Err(status)) => return shared.lane_closed(lane, &node, status.into(), false),
+        Err(_) => return shared.lane_closed(lane, &node, no_answer(&node, within), false),
     };
     // Only the lanes and the tick of a living appender keep it.
     let weak: Weak<Shared> = Arc::downgrade(&shared);
@@ -343,7 +367,7 @@ async fn run_lane(
         let Some(shared) = weak.upgrade() else { return };
         take_answers(&shared, lane, &node, &mut batch);
         if let Some(e) = ended {
-            return shared.lane_closed(lane, &node, e);
+            return shared.lane_closed(lane, &node, e, true);
         }
     }
 }
