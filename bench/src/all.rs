@@ -204,22 +204,14 @@ pub async fn run(args: &AllArgs, say: &dyn Fn(&str)) -> anyhow::Result<Vec<Row>>
             .arg("--data")
             .arg(dir.path().join("nodes")),
     )?;
-    let endpoints = (0..3)
-        .map(|n| format!("http://127.0.0.1:{}", args.port + 10 * n))
-        .collect();
-    let target = TargetArgs {
-        endpoints,
-        channels: 2,
-    };
+    let endpoints = (0..3).map(|n| format!("http://127.0.0.1:{}", args.port + 10 * n)).collect();
+    let target = TargetArgs { endpoints, channels: 2 };
     let until = Instant::now() + Duration::from_secs(60);
     while !is_ready(&target).await {
         echo.fail_if_ended()?;
         dev.fail_if_ended()?;
         if Instant::now() > until {
-            bail!(
-                "the cluster on port {} has not all leaders after a minute",
-                args.port
-            );
+            bail!("the cluster on port {} has not all leaders after a minute", args.port);
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
@@ -280,10 +272,7 @@ impl Bench<'_> {
 
     async fn echo(&self, in_flight: u32) -> anyhow::Result<Report> {
         let load = LoadArgs::new(in_flight, self.args.seconds, &[self.echo_pid]);
-        let args = echo::EchoArgs {
-            streams: 10_000,
-            bytes: 300,
-        };
+        let args = echo::EchoArgs { streams: 10_000, bytes: 300 };
         echo::load(&self.echo_url, 2, &load, &args).await
     }
 
@@ -292,12 +281,7 @@ impl Bench<'_> {
     }
 
     fn lookup_args(&self, streams: u32, consistency: Consistency) -> LookupArgs {
-        LookupArgs {
-            streams,
-            bytes: 300,
-            consistency,
-            no_setup: true,
-        }
+        LookupArgs { streams, bytes: 300, consistency, no_setup: true }
     }
 
     async fn connect(&self, in_flight: u32) -> anyhow::Result<Client> {
@@ -306,11 +290,7 @@ impl Bench<'_> {
 
     async fn lookups(&mut self) -> anyhow::Result<()> {
         let client = self.connect(1_000).await?;
-        let levels = [
-            Consistency::Lease,
-            Consistency::Stale,
-            Consistency::Linearizable,
-        ];
+        let levels = [Consistency::Lease, Consistency::Stale, Consistency::Linearizable];
         load::setup_lookup(&client, &self.lookup_args(self.args.streams, levels[0])).await?;
         let mut echo = Vec::new();
         let mut lookups: [Vec<Report>; 3] = Default::default();
@@ -342,10 +322,7 @@ impl Bench<'_> {
 
     async fn appends(&mut self) -> anyhow::Result<()> {
         let client = self.connect(1_000).await?;
-        let args = AppendArgs {
-            streams: 1_000,
-            bytes: 256,
-        };
+        let args = AppendArgs { streams: 1_000, bytes: 256 };
         let (mut echo, mut unary, mut pipelined) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.args.rounds {
             self.take(self.echo(256).await?, &mut echo);
@@ -361,22 +338,13 @@ impl Bench<'_> {
         let against = ("unary appends", measured);
         let measured = throughput(&pipelined);
         let goal = Goal::AtLeast(3.0);
-        self.row(
-            "AppendStream, 1,000 in flight",
-            "appends/s",
-            measured,
-            against,
-            goal,
-        );
+        self.row("AppendStream, 1,000 in flight", "appends/s", measured, against, goal);
         Ok(())
     }
 
     async fn single_append(&mut self, dir: &Path) -> anyhow::Result<()> {
         let client = self.connect(1).await?;
-        let args = AppendArgs {
-            streams: 1_000,
-            bytes: 256,
-        };
+        let args = AppendArgs { streams: 1_000, bytes: 256 };
         let (mut echo, mut single, mut syncs) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.args.rounds {
             syncs.push(self.three_syncs(dir)?);
@@ -493,14 +461,7 @@ mod tests {
     use super::*;
 
     fn row(measured: f64, base: f64, goal: Goal) -> Row {
-        Row {
-            what: "w".into(),
-            measured,
-            against: "a".into(),
-            base,
-            unit: "calls/s",
-            goal,
-        }
+        Row { what: "w".into(), measured, against: "a".into(), base, unit: "calls/s", goal }
     }
 
     #[test]

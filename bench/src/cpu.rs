@@ -65,11 +65,7 @@ mod tests {
     #[test]
     fn a_stat_line_is_read_whatever_the_name() {
         let line = "42 (a) b (c) S 7 42 42 0 -1 4194560 1 2 3 4 150 50 0 0 20 0 1 0 5 6 7";
-        let want = Stat {
-            name: "a) b (c".into(),
-            parent: 7,
-            cpu: Duration::from_secs(2),
-        };
+        let want = Stat { name: "a) b (c".into(), parent: 7, cpu: Duration::from_secs(2) };
         assert_eq!(parse_stat(line), Some(want));
         assert_eq!(parse_stat("42 (x) S 7"), None);
     }

@@ -37,9 +37,7 @@ fn name(n: u32) -> String {
 type Nothing<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 fn only_lookups<T>() -> Result<T, Status> {
-    Err(Status::unimplemented(
-        "the echo server answers lookups only",
-    ))
+    Err(Status::unimplemented("the echo server answers lookups only"))
 }
 
 #[tonic::async_trait]
@@ -50,9 +48,7 @@ impl EventStore for Echo {
     ) -> Result<Response<v1::LookupResponse>, Status> {
         let state = self.states.get(&request.get_ref().stream);
         let state = state.ok_or_else(|| Status::not_found("no such stream"))?;
-        Ok(Response::new(v1::LookupResponse {
-            state: Some(state.clone()),
-        }))
+        Ok(Response::new(v1::LookupResponse { state: Some(state.clone()) }))
     }
     async fn append(
         &self,

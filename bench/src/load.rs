@@ -145,9 +145,8 @@ pub async fn lookup(client: &Client, load: &LoadArgs, args: &LookupArgs) -> anyh
     if !args.no_setup {
         setup_lookup(client, args).await?;
     }
-    let names: std::sync::Arc<[String]> = (0..args.streams)
-        .map(|n| lookup_stream(args.bytes, n))
-        .collect();
+    let names: std::sync::Arc<[String]> =
+        (0..args.streams).map(|n| lookup_stream(args.bytes, n)).collect();
     let (consistency, bytes) = (args.consistency, args.bytes as usize);
     let title = format!("lookup, {consistency}, {} streams", args.streams);
     let report = measure::calls(&title, load, |worker| {
@@ -201,10 +200,7 @@ pub async fn append(client: &Client, load: &LoadArgs, args: &AppendArgs) -> Repo
 pub async fn append_stream(client: &Client, load: &LoadArgs, args: &AppendArgs) -> Report {
     let names = names("bench_append", args.streams);
     let data = document(0, args.bytes);
-    let title = format!(
-        "append-stream, {} bytes, {} streams",
-        args.bytes, args.streams
-    );
+    let title = format!("append-stream, {} bytes, {} streams", args.bytes, args.streams);
     let appender = client.appender();
     // A few workers share the room of one appender.
     let count = load.in_flight.clamp(1, 4);

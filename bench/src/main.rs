@@ -131,11 +131,7 @@ fn print(output: Output, report: &Report) -> anyhow::Result<ExitCode> {
         Output::Human => anstream::print!("{report}"),
         Output::Json => anstream::println!("{}", serde_json::to_string(report)?),
     }
-    Ok(if report.errors == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if report.errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -157,12 +153,9 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
             echo::serve(listen, &args).await?;
             return Ok(ExitCode::SUCCESS);
         }
-        Run::Echo {
-            endpoint,
-            channels,
-            load,
-            args,
-        } => echo::load(&endpoint, channels, &load, &args).await?,
+        Run::Echo { endpoint, channels, load, args } => {
+            echo::load(&endpoint, channels, &load, &args).await?
+        }
         #[cfg(feature = "rocks")]
         Run::Rocks { dir, args } => ringfold_bench::rocks::run(&dir, &args).await?,
         Run::Sync { dir, seconds } => sync::run(&dir, seconds).await?,
@@ -228,13 +221,11 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused() {
         let parse = |args: &[&str]| {
-            Args::try_parse_from([&["ringfold-bench"], args].concat())
-                .unwrap_err()
-                .to_string()
+            Args::try_parse_from([&["ringfold-bench"], args].concat()).unwrap_err().to_string()
         };
         assert!(parse(&["lookup", "--consistency", "eventual"]).contains("stale"));
         assert!(parse(&["append", "--in-flight", "0"]).contains("in-flight"));
         assert!(parse(&["append", "--bytes", "3"]).contains("bytes"));
-        assert!(parse(&["append", "--seconds", "-1"]).contains("seconds"));
+        assert!(parse(&["append", "--seconds=-1"]).contains("seconds"));
     }
 }

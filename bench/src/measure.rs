@@ -76,11 +76,7 @@ impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "{} at {} in flight", self.load, self.in_flight)?;
         let calls = self.calls_per_s;
-        writeln!(
-            f,
-            "  {calls:>12.0} calls/s ({} in {:.1} s)",
-            self.calls, self.seconds
-        )?;
+        writeln!(f, "  {calls:>12.0} calls/s ({} in {:.1} s)", self.calls, self.seconds)?;
         if let Some(events) = self.events_per_s {
             writeln!(f, "  {events:>12.0} events/s")?;
         }
@@ -89,10 +85,7 @@ impl std::fmt::Display for Report {
         let cpu = self.client_cpu_us_per_call;
         writeln!(f, "  {cpu:>12.1} us of processor time per call here")?;
         if let Some(cpu) = self.server_cpu_us_per_call {
-            writeln!(
-                f,
-                "  {cpu:>12.1} us of processor time per call in the servers"
-            )?;
+            writeln!(f, "  {cpu:>12.1} us of processor time per call in the servers")?;
         }
         if let Some(e) = &self.first_error {
             writeln!(f, "  {:>12} errors, the first: {e}", self.errors)?;
@@ -150,8 +143,7 @@ impl Samples {
         }
         match result {
             Ok(events) => {
-                self.latency_us
-                    .saturating_record(since.elapsed().as_micros() as u64);
+                self.latency_us.saturating_record(since.elapsed().as_micros() as u64);
                 self.events += events;
             }
             Err(e) => {
@@ -245,9 +237,7 @@ where
 {
     let phase = Phase::default();
     phase.set(WARMING_UP);
-    let tasks: Vec<_> = (0..count)
-        .map(|n| tokio::spawn(worker(n, phase.clone())))
-        .collect();
+    let tasks: Vec<_> = (0..count).map(|n| tokio::spawn(worker(n, phase.clone()))).collect();
     tokio::time::sleep(Duration::from_secs_f64(args.warmup_seconds)).await;
     let meter = Meter::start(&args.pids);
     phase.set(MEASURING);
@@ -260,8 +250,7 @@ where
             Ok(samples) => all.merge(samples),
             Err(e) => {
                 all.errors += 1;
-                all.first_error
-                    .get_or_insert(format!("a worker ended: {e}"));
+                all.first_error.get_or_insert(format!("a worker ended: {e}"));
             }
         }
     }

@@ -61,9 +61,7 @@ impl Record for AppendRecord {
 
 pub async fn run(args: Args, global: &Global) -> Result<u8, CliError> {
     if args.data == "-" && args.metadata.as_deref() == Some("-") {
-        return Err(CliError::usage(
-            "--data and --metadata cannot both come from stdin",
-        ));
+        return Err(CliError::usage("--data and --metadata cannot both come from stdin"));
     }
     let mut event = NewEvent::new(&args.event_type, input(&args.data)?)
         .schema_version(args.schema_version)

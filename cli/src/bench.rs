@@ -39,26 +39,14 @@ enum Load {
 }
 
 pub async fn run(args: Args, global: &Global) -> Result<u8, CliError> {
-    let target = |channels| TargetArgs {
-        endpoints: global.endpoints.clone(),
-        channels,
-    };
+    let target = |channels| TargetArgs { endpoints: global.endpoints.clone(), channels };
     let report = match args.load {
-        Load::Lookup {
-            load,
-            args,
-            channels,
-        } => {
+        Load::Lookup { load, args, channels } => {
             let client = target(channels).connect(load.in_flight).await?;
             (ringfold_bench::lookup(&client, &load, &args).await)
                 .map_err(|e| CliError::other(format!("{e:#}")))?
         }
-        Load::Append {
-            load,
-            args,
-            channels,
-            pipelined,
-        } => {
+        Load::Append { load, args, channels, pipelined } => {
             let client = target(channels).connect(load.in_flight).await?;
             match pipelined {
                 true => ringfold_bench::append_stream(&client, &load, &args).await,
@@ -78,9 +66,8 @@ fn show(report: &Report, format: Format) -> Result<u8, CliError> {
     out.flush()?;
     match &report.first_error {
         None => Ok(0),
-        Some(first) => Err(CliError::other(format!(
-            "{} calls failed, the first with: {first}",
-            report.errors
-        ))),
+        Some(first) => {
+            Err(CliError::other(format!("{} calls failed, the first with: {first}", report.errors)))
+        }
     }
 }

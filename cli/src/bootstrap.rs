@@ -32,11 +32,7 @@ struct BootstrapRecord {
 impl Record for BootstrapRecord {
     const HEADERS: &'static [&'static str] = &["CLUSTER", "FIRST NODE", "ENDPOINT"];
     fn row(&self) -> Vec<String> {
-        vec![
-            self.cluster_id.clone(),
-            self.node_id.to_string(),
-            self.endpoint.clone(),
-        ]
+        vec![self.cluster_id.clone(), self.node_id.to_string(), self.endpoint.clone()]
     }
 }
 

@@ -33,18 +33,16 @@ impl From<ClientError> for CliError {
         match e {
             ClientError::Refused(e) => answered(e),
             ClientError::Unavailable { tries, last } => {
-                let mut error = answered(last).context(format_args!(
-                    "no answer within the deadline, after {tries} tries"
-                ));
+                let mut error = answered(last)
+                    .context(format_args!("no answer within the deadline, after {tries} tries"));
                 if error.exit != Exit::NoRoom {
                     error.exit = Exit::Unavailable;
                 }
                 error
             }
             ClientError::Unknown { tries, last } => {
-                let mut error = answered(last).context(format_args!(
-                    "it may or may not be stored, after {tries} tries"
-                ));
+                let mut error = answered(last)
+                    .context(format_args!("it may or may not be stored, after {tries} tries"));
                 error.exit = Exit::Unknown;
                 error
             }

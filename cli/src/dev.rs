@@ -78,11 +78,7 @@ struct ServingNode<'a> {
 
 /// Runs the cluster and returns the exit code. Call it from the main thread (see `process`).
 pub async fn run(args: Args, format: Format) -> Result<u8, CliError> {
-    let wanted = Wanted {
-        nodes: args.nodes,
-        partitions: args.partitions,
-        port: args.port,
-    };
+    let wanted = Wanted { nodes: args.nodes, partitions: args.partitions, port: args.port };
     // What can be refused is refused before anything is written.
     plan::settle(wanted, None, Uuid::nil())?;
     let binary = process::node_binary()?;
@@ -96,20 +92,10 @@ pub async fn run(args: Args, format: Format) -> Result<u8, CliError> {
         "starting {} nodes in {}{}",
         settled.nodes,
         folder.path().display(),
-        if folder.is_temporary() {
-            " (removed at the end)"
-        } else {
-            ""
-        }
+        if folder.is_temporary() { " (removed at the end)" } else { "" }
     ));
     let mut nodes = Nodes::start(&plans, &binary)?;
-    let cluster = Cluster {
-        args: &args,
-        folder: &folder,
-        settled,
-        plans: &plans,
-        format,
-    };
+    let cluster = Cluster { args: &args, folder: &folder, settled, plans: &plans, format };
     let end = cluster.drive(&mut nodes, &mut signals).await;
     if nodes.any_left() {
         say(format_args!("stopping the nodes"));
@@ -341,10 +327,7 @@ impl Cluster<'_> {
 fn channel(plan: &NodePlan) -> Result<Channel, CliError> {
     let endpoint = Endpoint::from_shared(plan.endpoint())
         .map_err(|e| CliError::other(format!("{}: {e}", plan.endpoint())))?;
-    Ok(endpoint
-        .connect_timeout(CALL_WITHIN)
-        .timeout(CALL_WITHIN)
-        .connect_lazy())
+    Ok(endpoint.connect_timeout(CALL_WITHIN).timeout(CALL_WITHIN).connect_lazy())
 }
 
 /// SIGINT, SIGTERM and SIGHUP, from the start on.

@@ -61,11 +61,7 @@ pub async fn run(args: Args, global: &Global) -> Result<u8, CliError> {
         let name = args.file.display();
         let file = File::open(&args.file)
             .map_err(|e| CliError::usage(format!("cannot read {name}: {e}")))?;
-        let length = file
-            .metadata()
-            .ok()
-            .filter(|m| m.is_file())
-            .map(|m| m.len());
+        let length = file.metadata().ok().filter(|m| m.is_file()).map(|m| m.len());
         (Box::new(file), length)
     };
     let client = connect(global).await?;
@@ -76,12 +72,7 @@ pub async fn run(args: Args, global: &Global) -> Result<u8, CliError> {
         tokio::task::spawn_blocking(move || read_windows(input, &args.source, &bar, &send))
     };
     let started = Instant::now();
-    let mut import = Import {
-        appender: client.appender(),
-        client,
-        events: 0,
-        appends: 0,
-    };
+    let mut import = Import { appender: client.appender(), client, events: 0, appends: 0 };
     let mut result = Ok(());
     while let Some(window) = windows.recv().await {
         result = import.store(window).await;
@@ -270,9 +261,6 @@ mod tests {
         let (result, _) = windows(&vec![b'x'; LINE_MAX_BYTES as usize + 5]);
         let error = result.unwrap_err();
         assert_eq!(error.exit, Exit::Usage);
-        assert!(
-            error.message.starts_with("line 1: it has over"),
-            "{error:?}"
-        );
+        assert!(error.message.starts_with("line 1: it has over"), "{error:?}");
     }
 }

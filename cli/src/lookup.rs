@@ -53,10 +53,7 @@ pub async fn run(args: Args, global: &Global) -> Result<u8, CliError> {
         out.flush()?;
         return Ok(0);
     }
-    let options = LookupOptions {
-        consistency: args.consistency,
-        min_position: args.min_position,
-    };
+    let options = LookupOptions { consistency: args.consistency, min_position: args.min_position };
     let mut missing = Vec::new();
     let mut states = futures::stream::iter(&args.streams)
         .map(|stream| {

@@ -132,10 +132,9 @@ mod tests {
 
     #[test]
     fn what_follows_two_dashes_is_devs_command() {
-        let cli = Cli::try_parse_from([
-            "ringfold", "dev", "--nodes", "1", "--", "ls", "-l", "--nodes",
-        ])
-        .unwrap();
+        let cli =
+            Cli::try_parse_from(["ringfold", "dev", "--nodes", "1", "--", "ls", "-l", "--nodes"])
+                .unwrap();
         let Command::Dev(args) = cli.command else {
             panic!("dev expected");
         };

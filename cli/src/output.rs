@@ -39,12 +39,7 @@ impl Out {
 
 impl<W: Write> Out<W> {
     pub fn to(format: Format, to: W) -> Self {
-        Self {
-            format,
-            to,
-            headers: &[],
-            rows: Vec::new(),
-        }
+        Self { format, to, headers: &[], rows: Vec::new() }
     }
 
     /// Shows a record.
@@ -202,14 +197,8 @@ mod tests {
     #[test]
     fn a_table_has_a_header_and_a_line_a_row() {
         let text = shown(Format::Table, 2);
-        let lines: Vec<Vec<&str>> = text
-            .lines()
-            .map(|l| l.split_whitespace().collect())
-            .collect();
-        assert_eq!(
-            lines,
-            [["STREAM", "REVISION"], ["a-1\"", "0"], ["a-1\"", "1"]]
-        );
+        let lines: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
+        assert_eq!(lines, [["STREAM", "REVISION"], ["a-1\"", "0"], ["a-1\"", "1"]]);
         assert_eq!(shown(Format::Table, 0), "");
     }
 

@@ -87,11 +87,7 @@ impl From<RecordedEvent> for EventRecord {
 }
 
 fn content_type(said: String) -> String {
-    if said.is_empty() {
-        "application/json".into()
-    } else {
-        said
-    }
+    if said.is_empty() { "application/json".into() } else { said }
 }
 
 impl Record for EventRecord {
@@ -153,16 +149,9 @@ impl Record for StateRecord {
         let mut state = cell(&self.state, &self.state_base64);
         if let Some(error) = &self.error {
             let StateErrorRecord { revision, message } = error;
-            state.push_str(&format!(
-                " (the reducer failed at revision {revision}: {message})"
-            ));
+            state.push_str(&format!(" (the reducer failed at revision {revision}: {message})"));
         }
-        vec![
-            self.stream.clone(),
-            self.revision.to_string(),
-            time(self.recorded_at_ms),
-            state,
-        ]
+        vec![self.stream.clone(), self.revision.to_string(), time(self.recorded_at_ms), state]
     }
 }
 
@@ -189,11 +178,7 @@ impl From<StreamInfo> for StreamRecord {
 impl Record for StreamRecord {
     const HEADERS: &'static [&'static str] = &["STREAM", "REVISION", "RECORDED"];
     fn row(&self) -> Vec<String> {
-        vec![
-            self.stream.clone(),
-            self.revision.to_string(),
-            time(self.recorded_at_ms),
-        ]
+        vec![self.stream.clone(), self.revision.to_string(), time(self.recorded_at_ms)]
     }
 }
 
@@ -223,10 +208,7 @@ mod tests {
 
     #[test]
     fn an_event_has_its_documented_fields() {
-        let line = line(event(
-            b"{\n \"big\": 12345678901234567890123,\r\n \"s\": \"\\n\"}",
-            "",
-        ));
+        let line = line(event(b"{\n \"big\": 12345678901234567890123,\r\n \"s\": \"\\n\"}", ""));
         assert!(!line.contains('\n'), "{line}");
         assert!(line.contains("12345678901234567890123"), "{line}");
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
@@ -273,10 +255,7 @@ mod tests {
             position: 8,
             recorded_at_ms: 0,
             generation: 1,
-            error: Some(StateError {
-                revision: 5,
-                message: "why".into(),
-            }),
+            error: Some(StateError { revision: 5, message: "why".into() }),
         };
         let record = StateRecord::from(state);
         let value = serde_json::to_value(&record).unwrap();

@@ -70,9 +70,7 @@ fn duration(ms: u64) -> String {
 
 fn record(member: &Member, status: Result<NodeStatus, String>) -> NodeRecord {
     let mut problems = Vec::new();
-    let status = status
-        .map_err(|e| problems.push(format!("does not answer: {e}")))
-        .ok();
+    let status = status.map_err(|e| problems.push(format!("does not answer: {e}"))).ok();
     let count = |which: ReplicaState| {
         status.as_ref().map(|s| {
             // The meta group is no partition.
@@ -133,10 +131,7 @@ fn cluster_problems(topology: &Topology) -> Vec<String> {
         .map(|p| p.partition.to_string())
         .collect();
     if !leaderless.is_empty() {
-        problems.push(format!(
-            "partitions without leader: {}",
-            leaderless.join(" ")
-        ));
+        problems.push(format!("partitions without leader: {}", leaderless.join(" ")));
     }
     problems
 }
@@ -167,10 +162,8 @@ pub async fn run(global: &Global) -> Result<u8, CliError> {
     if problems.is_empty() {
         return Ok(0);
     }
-    Err(
-        CliError::other(format!("not all is well: {}", problems.join("; ")))
-            .action("read the logs of the nodes named"),
-    )
+    Err(CliError::other(format!("not all is well: {}", problems.join("; ")))
+        .action("read the logs of the nodes named"))
 }
 
 #[cfg(test)]
@@ -223,10 +216,7 @@ mod tests {
             partition_map: vec![Partition::default()],
             ..Topology::default()
         };
-        assert_eq!(
-            cluster_problems(&topology),
-            ["partitions without leader: 0"]
-        );
+        assert_eq!(cluster_problems(&topology), ["partitions without leader: 0"]);
         topology.partition_map[0].leader_node_id = 1;
         assert!(cluster_problems(&topology).is_empty());
     }

@@ -65,11 +65,7 @@ impl Record for MemberLine<'_> {
 impl Record for PartitionLine {
     const HEADERS: &'static [&'static str] = &["PARTITION", "LEADER", "TERM", "NODES"];
     fn row(&self) -> Vec<String> {
-        let nodes: Vec<_> = self
-            .replicas
-            .iter()
-            .map(|r| r.node_id.to_string())
-            .collect();
+        let nodes: Vec<_> = self.replicas.iter().map(|r| r.node_id.to_string()).collect();
         vec![
             self.partition.to_string(),
             self.leader_node_id.map_or("-".into(), |n| n.to_string()),
@@ -128,10 +124,7 @@ fn partition_line(partition: &Partition) -> PartitionLine {
         leader_node_id: known(partition.leader_node_id),
         term: partition.term,
         replicas: (partition.replicas.iter())
-            .map(|r| ReplicaLine {
-                node_id: r.node_id,
-                replica_id: r.replica_id,
-            })
+            .map(|r| ReplicaLine { node_id: r.node_id, replica_id: r.replica_id })
             .collect(),
     }
 }
@@ -168,10 +161,7 @@ mod tests {
             partition: 3,
             leader_node_id: 0,
             term: 2,
-            replicas: vec![Replica {
-                replica_id: 9,
-                node_id: 1,
-            }],
+            replicas: vec![Replica { replica_id: 9, node_id: 1 }],
         };
         let line = partition_line(&partition);
         assert_eq!(

@@ -1,11 +1,6 @@
 //! `ringfold dev` as a process, with this test in the part of `ringfold-node`: asked for a data
 //! directory, it serves what `dev` asks of a node, and no more.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::print_stderr
-)] // A test: clippy's own allowance knows only those of libtest.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)] // A test: clippy's own allowance knows only those of libtest.
 use ringfold_proto::v1::cluster_server::{Cluster, ClusterServer};
 use ringfold_proto::v1::*;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
@@ -23,34 +18,19 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let tests: &[(&str, fn())] = &[
-        (
-            "it_stays_when_its_command_ended_well",
-            it_stays_when_its_command_ended_well,
-        ),
+        ("it_stays_when_its_command_ended_well", it_stays_when_its_command_ended_well),
         ("a_commands_exit_code_is_devs", a_commands_exit_code_is_devs),
-        (
-            "ctrl_c_ends_it_and_it_goes_on_where_it_was",
-            ctrl_c_ends_it_and_it_goes_on_where_it_was,
-        ),
+        ("ctrl_c_ends_it_and_it_goes_on_where_it_was", ctrl_c_ends_it_and_it_goes_on_where_it_was),
         ("nodes_die_with_a_killed_dev", nodes_die_with_a_killed_dev),
-        (
-            "a_dead_node_ends_it_with_its_log",
-            a_dead_node_ends_it_with_its_log,
-        ),
-        (
-            "a_dead_node_is_told_and_the_others_go_on",
-            a_dead_node_is_told_and_the_others_go_on,
-        ),
+        ("a_dead_node_ends_it_with_its_log", a_dead_node_ends_it_with_its_log),
+        ("a_dead_node_is_told_and_the_others_go_on", a_dead_node_is_told_and_the_others_go_on),
         ("a_port_in_use_is_named", a_port_in_use_is_named),
         ("sigterm_ends_the_command_too", sigterm_ends_the_command_too),
         (
             "a_cluster_that_never_serves_is_told_with_a_log",
             a_cluster_that_never_serves_is_told_with_a_log,
         ),
-        (
-            "without_a_node_binary_it_says_what_to_do",
-            without_a_node_binary_it_says_what_to_do,
-        ),
+        ("without_a_node_binary_it_says_what_to_do", without_a_node_binary_it_says_what_to_do),
     ];
     // As libtest: `--list`, and names to choose by.
     let list = args.iter().any(|a| a == "--list");
@@ -85,10 +65,7 @@ impl Cluster for Played {
         let r = request.into_inner();
         let text = format!("{} {} {}", r.initial_members, r.partitions, r.cluster_id);
         std::fs::write(&self.cluster, text)?;
-        Ok(Response::new(BootstrapResponse {
-            cluster_id: r.cluster_id,
-            node_id: 1,
-        }))
+        Ok(Response::new(BootstrapResponse { cluster_id: r.cluster_id, node_id: 1 }))
     }
 
     async fn topology(
@@ -101,10 +78,7 @@ impl Cluster for Played {
         let words: Vec<_> = text.split(' ').collect();
         let mut member = Member::default();
         member.set_state(MemberState::Active);
-        let partition = Partition {
-            leader_node_id: 1,
-            ..Partition::default()
-        };
+        let partition = Partition { leader_node_id: 1, ..Partition::default() };
         Ok(Response::new(TopologyResponse {
             cluster_id: words[2].into(),
             members: vec![member; words[0].parse().unwrap()],
@@ -212,10 +186,7 @@ fn pid(raw: u64) -> Pid {
 
 fn node_pids(serving: &serde_json::Value) -> Vec<Pid> {
     let nodes = serving["nodes"].as_array().unwrap();
-    nodes
-        .iter()
-        .map(|n| pid(n["pid"].as_u64().unwrap()))
-        .collect()
+    nodes.iter().map(|n| pid(n["pid"].as_u64().unwrap())).collect()
 }
 
 fn assert_gone(pids: &[Pid]) {
@@ -233,8 +204,7 @@ fn free_ports(nodes: u16) -> String {
         .step_by(50)
         .find(|base| {
             let all = (0..nodes).flat_map(|i| [base + 10 * i, base + 10 * i + 1]);
-            all.into_iter()
-                .all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+            all.into_iter().all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok())
         })
         .unwrap()
         .to_string()
@@ -263,9 +233,7 @@ fn a_commands_exit_code_is_devs() {
 fn it_stays_when_its_command_ended_well() {
     let port = free_ports(1);
     let start = |script| {
-        let args = [
-            "dev", "--stay", "--nodes", "1", "--port", &port, "--", "sh", "-c", script,
-        ];
+        let args = ["dev", "--stay", "--nodes", "1", "--port", &port, "--", "sh", "-c", script];
         Dev::start(command(&args))
     };
     assert_eq!(start("exit 3").end().0, Some(3));
@@ -327,33 +295,19 @@ fn nodes_die_with_a_killed_dev() {
 
 fn a_dead_node_ends_it_with_its_log() {
     let port = free_ports(3);
-    let mut dev = Dev::start(command(&[
-        "dev", "-o", "json", "--port", &port, "--", "sleep", "60",
-    ]));
+    let mut dev = Dev::start(command(&["dev", "-o", "json", "--port", &port, "--", "sleep", "60"]));
     let pids = node_pids(&dev.serving());
     kill_process(pids[1], Signal::KILL).unwrap();
     let (code, said) = dev.end();
     assert_eq!(code, Some(1), "{said}");
-    assert!(
-        said.contains("node-1 ended unexpectedly (signal: 9"),
-        "{said}"
-    );
+    assert!(said.contains("node-1 ended unexpectedly (signal: 9"), "{said}");
     assert!(said.contains("played node node-1 begins"), "{said}");
     assert_gone(&pids);
 }
 
 fn a_dead_node_is_told_and_the_others_go_on() {
     let port = free_ports(2);
-    let args = [
-        "dev",
-        "-o",
-        "json",
-        "--port",
-        &port,
-        "--nodes",
-        "2",
-        "--keep-going",
-    ];
+    let args = ["dev", "-o", "json", "--port", &port, "--nodes", "2", "--keep-going"];
     let mut dev = Dev::start(command(&args));
     let pids = node_pids(&dev.serving());
     kill_process(pids[0], Signal::KILL).unwrap();
@@ -378,22 +332,14 @@ fn a_port_in_use_is_named() {
     let data = temp.path().to_str().unwrap();
     let (code, said) = Dev::start(command(&["dev", "--port", &port, "--data", data])).end();
     assert_eq!(code, Some(1));
-    assert!(
-        said.contains(&format!("port {taken} (of node-1, for peers)")),
-        "{said}"
-    );
-    assert!(
-        !Path::new(data).join("dev.json").exists(),
-        "nothing is begun"
-    );
+    assert!(said.contains(&format!("port {taken} (of node-1, for peers)")), "{said}");
+    assert!(!Path::new(data).join("dev.json").exists(), "nothing is begun");
 }
 
 fn sigterm_ends_the_command_too() {
     let port = free_ports(1);
     let script = "echo $$; exec sleep 60";
-    let args = [
-        "dev", "--nodes", "1", "--port", &port, "--", "sh", "-c", script,
-    ];
+    let args = ["dev", "--nodes", "1", "--port", &port, "--", "sh", "-c", script];
     let mut dev = Dev::start(command(&args));
     let mut line = String::new();
     dev.lines.read_line(&mut line).unwrap();
@@ -405,23 +351,12 @@ fn sigterm_ends_the_command_too() {
 
 fn a_cluster_that_never_serves_is_told_with_a_log() {
     let port = free_ports(1);
-    let mut command = command(&[
-        "dev",
-        "--nodes",
-        "1",
-        "--port",
-        &port,
-        "--start-within-s",
-        "1",
-    ]);
+    let mut command = command(&["dev", "--nodes", "1", "--port", &port, "--start-within-s", "1"]);
     command.env("PLAY_DEAF", "1");
     let (code, said) = Dev::start(command).end();
     assert_eq!(code, Some(5), "{said}");
     assert!(said.contains("node-0 does not answer"), "{said}");
-    assert!(
-        said.contains("node-0.log:\nplayed node node-0 begins"),
-        "{said}"
-    );
+    assert!(said.contains("node-0.log:\nplayed node node-0 begins"), "{said}");
 }
 
 fn without_a_node_binary_it_says_what_to_do() {
@@ -429,8 +364,5 @@ fn without_a_node_binary_it_says_what_to_do() {
     command.env("RINGFOLD_NODE_BIN", "/does/not/exist");
     let (code, said) = Dev::start(command).end();
     assert_eq!(code, Some(1));
-    assert!(
-        said.contains("/does/not/exist") && said.contains("make build"),
-        "{said}"
-    );
+    assert!(said.contains("/does/not/exist") && said.contains("make build"), "{said}");
 }

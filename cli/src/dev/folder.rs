@@ -50,11 +50,7 @@ impl Folder {
             .action("end it, or name another --data"),
             TryLockError::Error(e) => failed(&path, e),
         })?;
-        Ok(Self {
-            path,
-            _lock: lock,
-            temporary,
-        })
+        Ok(Self { path, _lock: lock, temporary })
     }
 
     pub fn path(&self) -> &Path {
@@ -153,10 +149,7 @@ mod tests {
         let path = temp.path().join("made/on/the/way");
         let first = Folder::open(Some(&path)).unwrap();
         let error = Folder::open(Some(&path)).err().unwrap();
-        assert!(
-            error.message.contains("another `ringfold dev`"),
-            "{error:?}"
-        );
+        assert!(error.message.contains("another `ringfold dev`"), "{error:?}");
         drop(first);
         assert!(Folder::open(Some(&path)).is_ok());
     }

@@ -43,11 +43,7 @@ pub enum PlanError {
     #[error(
         "{flag} is {wanted}, but this data directory was begun with {remembered}: leave the flag out, or name another --data"
     )]
-    Differs {
-        flag: &'static str,
-        wanted: u32,
-        remembered: u32,
-    },
+    Differs { flag: &'static str, wanted: u32, remembered: u32 },
     #[error(
         "dev.json has format {0}, this program reads format {FORMAT}: use the newer program, or another --data"
     )]
@@ -73,11 +69,7 @@ pub fn settle(
             ];
             for (flag, wanted, remembered) in pairs {
                 if let Some(wanted) = wanted.filter(|w| *w != remembered) {
-                    return Err(PlanError::Differs {
-                        flag,
-                        wanted,
-                        remembered,
-                    });
+                    return Err(PlanError::Differs { flag, wanted, remembered });
                 }
             }
             remembered
@@ -100,11 +92,7 @@ pub fn settle(
     let above_first = (settled.nodes - 1) * PORTS_STEP + PORTS_USED - 1;
     let highest = u32::from(u16::MAX) - above_first;
     if settled.port == 0 || u32::from(settled.port) > highest {
-        return Err(PlanError::Port {
-            port: settled.port,
-            nodes: settled.nodes,
-            highest,
-        });
+        return Err(PlanError::Port { port: settled.port, nodes: settled.nodes, highest });
     }
     Ok(settled)
 }
@@ -181,20 +169,13 @@ pub fn missing(topology: &TopologyResponse, settled: &Remembered) -> Option<Stri
     if topology.cluster_id.is_empty() {
         return Some("has not joined the cluster yet".into());
     }
-    let active = (topology.members.iter())
-        .filter(|m| m.state() == MemberState::Active)
-        .count();
+    let active = (topology.members.iter()).filter(|m| m.state() == MemberState::Active).count();
     if active < settled.nodes as usize {
         return Some(format!("sees {active} of {} members", settled.nodes));
     }
-    let led = (topology.partition_map.iter())
-        .filter(|p| p.leader_node_id != 0)
-        .count();
+    let led = (topology.partition_map.iter()).filter(|p| p.leader_node_id != 0).count();
     if led < settled.partitions as usize {
-        return Some(format!(
-            "knows leaders of {led} of {} partitions",
-            settled.partitions
-        ));
+        return Some(format!("knows leaders of {led} of {} partitions", settled.partitions));
     }
     None
 }
@@ -216,21 +197,14 @@ mod tests {
     use ringfold_proto::v1::{Member, Partition};
 
     fn begun(nodes: u32, partitions: u32, port: u16) -> Result<Remembered, PlanError> {
-        let wanted = Wanted {
-            nodes: Some(nodes),
-            partitions: Some(partitions),
-            port: Some(port),
-        };
+        let wanted = Wanted { nodes: Some(nodes), partitions: Some(partitions), port: Some(port) };
         settle(wanted, None, Uuid::nil())
     }
 
     #[test]
     fn defaults_are_three_nodes_and_sixteen_partitions() {
         let settled = settle(Wanted::default(), None, Uuid::from_u128(7)).unwrap();
-        assert_eq!(
-            (settled.nodes, settled.partitions, settled.port),
-            (3, 16, 2600)
-        );
+        assert_eq!((settled.nodes, settled.partitions, settled.port), (3, 16, 2600));
         assert_eq!(settled.cluster_id, Uuid::from_u128(7));
         assert!(!settled.bootstrapped);
     }
@@ -240,10 +214,7 @@ mod tests {
         let first = begun(5, 32, 3000).unwrap();
         let again = settle(Wanted::default(), Some(first.clone()), Uuid::from_u128(9));
         assert_eq!(again, Ok(first.clone()));
-        let same = Wanted {
-            nodes: Some(5),
-            ..Wanted::default()
-        };
+        let same = Wanted { nodes: Some(5), ..Wanted::default() };
         assert_eq!(settle(same, Some(first.clone()), Uuid::nil()), Ok(first));
     }
 
@@ -251,27 +222,9 @@ mod tests {
     fn flags_that_differ_from_the_data_directory_are_refused() {
         let first = begun(3, 16, 2600).unwrap();
         for (wanted, flag) in [
-            (
-                Wanted {
-                    nodes: Some(4),
-                    ..Wanted::default()
-                },
-                "--nodes",
-            ),
-            (
-                Wanted {
-                    partitions: Some(8),
-                    ..Wanted::default()
-                },
-                "--partitions",
-            ),
-            (
-                Wanted {
-                    port: Some(2700),
-                    ..Wanted::default()
-                },
-                "--port",
-            ),
+            (Wanted { nodes: Some(4), ..Wanted::default() }, "--nodes"),
+            (Wanted { partitions: Some(8), ..Wanted::default() }, "--partitions"),
+            (Wanted { port: Some(2700), ..Wanted::default() }, "--port"),
         ] {
             let error = settle(wanted, Some(first.clone()), Uuid::nil()).unwrap_err();
             assert!(error.to_string().starts_with(flag), "{error}");
@@ -283,19 +236,12 @@ mod tests {
         assert_eq!(begun(0, 16, 2600), Err(PlanError::Nodes(0)));
         assert_eq!(begun(21, 16, 2600), Err(PlanError::Nodes(21)));
         for partitions in [0, 3, 2048] {
-            assert_eq!(
-                begun(3, partitions, 2600),
-                Err(PlanError::Partitions(partitions))
-            );
+            assert_eq!(begun(3, partitions, 2600), Err(PlanError::Partitions(partitions)));
         }
         for port in [0, 65_513] {
             assert_eq!(
                 begun(3, 16, port),
-                Err(PlanError::Port {
-                    port,
-                    nodes: 3,
-                    highest: 65_512
-                })
+                Err(PlanError::Port { port, nodes: 3, highest: 65_512 })
             );
         }
         assert!(begun(3, 16, 65_512).is_ok());

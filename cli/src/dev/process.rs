@@ -49,10 +49,7 @@ pub fn check_ports(nodes: &[NodePlan]) -> Result<(), CliError> {
             if let Err(e) = TcpListener::bind(("127.0.0.1", port)) {
                 return Err(CliError::new(
                     Exit::Other,
-                    format!(
-                        "port {port} (of {}, for {whom}) cannot be used: {e}",
-                        node.name
-                    ),
+                    format!("port {port} (of {}, for {whom}) cannot be used: {e}", node.name),
                 )
                 .action("end what listens there, or choose other ports with --port"));
             }
@@ -119,9 +116,8 @@ impl Nodes {
                 .open(&plan.log_file)
                 .map_err(|e| failed(&plan.log_file.display().to_string(), e))?;
             let log_start = log.metadata().map(|m| m.len()).unwrap_or(0);
-            let err = log
-                .try_clone()
-                .map_err(|e| failed(&plan.log_file.display().to_string(), e))?;
+            let err =
+                log.try_clone().map_err(|e| failed(&plan.log_file.display().to_string(), e))?;
             let mut command = Command::new(binary);
             command
                 .args(plan.args())
@@ -133,15 +129,8 @@ impl Nodes {
                 .process_group(0)
                 .kill_on_drop(true);
             dies_with_us(&mut command, Signal::KILL);
-            let child = command
-                .spawn()
-                .map_err(|e| failed(&binary.display().to_string(), e))?;
-            nodes.0.push(Node {
-                plan: plan.clone(),
-                child,
-                log_start,
-                ended: false,
-            });
+            let child = command.spawn().map_err(|e| failed(&binary.display().to_string(), e))?;
+            nodes.0.push(Node { plan: plan.clone(), child, log_start, ended: false });
         }
         Ok(nodes)
     }
@@ -178,9 +167,7 @@ impl Nodes {
             Ok(lines) => format!("the end of its log {}:\n{lines}", log.display()),
             Err(e) => format!("its log {} cannot be read: {e}", log.display()),
         };
-        Death {
-            message: format!("{} ended unexpectedly ({status}); {told}", node.plan.name),
-        }
+        Death { message: format!("{} ended unexpectedly ({status}); {told}", node.plan.name) }
     }
 
     /// Ends all that run: SIGTERM, and SIGKILL after 10 s or as soon as `hurry` is done. Returns
@@ -243,10 +230,7 @@ impl Beside {
             return Err(CliError::new(Exit::Usage, "there is no command after --"));
         };
         let mut child = Command::new(program);
-        child
-            .args(args)
-            .env("RINGFOLD_ENDPOINTS", endpoints)
-            .kill_on_drop(true);
+        child.args(args).env("RINGFOLD_ENDPOINTS", endpoints).kill_on_drop(true);
         dies_with_us(&mut child, Signal::TERM);
         child.spawn().map(Self).map_err(|e| {
             CliError::other(format!("cannot run {}: {e}", program.to_string_lossy()))
@@ -268,10 +252,7 @@ impl Beside {
     /// SIGTERM, and SIGKILL after 10 s.
     pub async fn stop(&mut self) {
         self.signal(Signal::TERM);
-        if tokio::time::timeout(STOP_WITHIN, self.0.wait())
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(STOP_WITHIN, self.0.wait()).await.is_err() {
             let _ = self.0.kill().await;
         }
     }
@@ -325,16 +306,8 @@ mod tests {
         let mut nodes = Nodes::start(&[plan], &binary).unwrap();
         let death = nodes.next_death().await;
         assert!(death.message.starts_with("node-0 "), "{}", death.message);
-        assert!(
-            death.message.contains("exit status: 4"),
-            "{}",
-            death.message
-        );
-        assert!(
-            death.message.contains("what went wrong"),
-            "{}",
-            death.message
-        );
+        assert!(death.message.contains("exit status: 4"), "{}", death.message);
+        assert!(death.message.contains("what went wrong"), "{}", death.message);
         assert!(!death.message.contains("earlier"), "{}", death.message);
         assert!(!nodes.any_left());
     }
@@ -342,10 +315,7 @@ mod tests {
     #[tokio::test]
     async fn nodes_end_when_asked_and_are_killed_when_they_do_not() {
         let folder = tempfile::tempdir().unwrap();
-        let polite = script(
-            folder.path(),
-            "trap 'exit 0' TERM; while :; do sleep 0.05; done",
-        );
+        let polite = script(folder.path(), "trap 'exit 0' TERM; while :; do sleep 0.05; done");
         let mut nodes = Nodes::start(&[plan(folder.path())], &polite).unwrap();
         // Let it set its trap.
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -368,11 +338,7 @@ mod tests {
             let mut beside = Beside::start(&command, "http://e").unwrap();
             assert_eq!(beside.wait().await.unwrap(), code);
         }
-        let command = [
-            "sh".into(),
-            "-c".into(),
-            "test $RINGFOLD_ENDPOINTS = a,b".into(),
-        ];
+        let command = ["sh".into(), "-c".into(), "test $RINGFOLD_ENDPOINTS = a,b".into()];
         let mut beside = Beside::start(&command, "a,b").unwrap();
         assert_eq!(beside.wait().await.unwrap(), 0);
     }
@@ -383,10 +349,7 @@ mod tests {
         let mut plan = plan(Path::new("/d"));
         plan.client_port = taken.local_addr().unwrap().port();
         let error = check_ports(&[plan.clone()]).unwrap_err();
-        assert!(
-            error.message.contains(&plan.client_port.to_string()),
-            "{error:?}"
-        );
+        assert!(error.message.contains(&plan.client_port.to_string()), "{error:?}");
         assert!(error.message.contains("node-0"), "{error:?}");
     }
 }

@@ -86,12 +86,7 @@ pub fn read_line(line: u64, text: &[u8], source: &str) -> Result<Option<InputEve
     if let Some(metadata) = metadata {
         event = event.metadata(metadata);
     }
-    Ok(Some(InputEvent {
-        line,
-        stream: read.stream,
-        event,
-        bytes: size,
-    }))
+    Ok(Some(InputEvent { line, stream: read.stream, event, bytes: size }))
 }
 
 fn bytes(
@@ -161,11 +156,7 @@ impl Cutter {
             None => false,
         };
         if !room {
-            let open = Open {
-                cut: self.cuts.len(),
-                bytes: 0,
-                ids: HashSet::new(),
-            };
+            let open = Open { cut: self.cuts.len(), bytes: 0, ids: HashSet::new() };
             self.cuts.push(Cut {
                 stream: event.stream.clone(),
                 events: Vec::new(),

@@ -20,18 +20,15 @@ type Answer<T> = Result<Response<T>, Status>;
 type Pages<T> = BoxStream<'static, Result<T, Status>>;
 
 fn refused(code: Code, reason: &str, fields: &[(&str, &str)]) -> Status {
-    let mut metadata: Vec<(String, String)> = (fields.iter())
-        .map(|(k, v)| (k.to_string(), v.to_string()))
-        .collect();
+    let mut metadata: Vec<(String, String)> =
+        (fields.iter()).map(|(k, v)| (k.to_string(), v.to_string())).collect();
     metadata.push(("retry".into(), "no".into()));
     metadata.push(("action".into(), format!("the action of {reason}")));
     let mut details = ErrorDetails::new();
     details.set_error_info(
         reason,
         "ringfold.dev",
-        metadata
-            .into_iter()
-            .collect::<std::collections::HashMap<_, _>>(),
+        metadata.into_iter().collect::<std::collections::HashMap<_, _>>(),
     );
     Status::with_error_details(code, format!("the message of {reason}"), details)
 }
@@ -60,18 +57,10 @@ impl Fake {
         use expected_revision::Expected;
         if request.stream.is_empty() {
             let fields = [("field", "stream"), ("limit", "1024")];
-            return Err(refused(
-                Code::InvalidArgument,
-                "INVALID_STREAM_NAME",
-                &fields,
-            ));
+            return Err(refused(Code::InvalidArgument, "INVALID_STREAM_NAME", &fields));
         }
         if request.events.iter().any(|e| e.r#type.is_empty()) {
-            return Err(refused(
-                Code::InvalidArgument,
-                "INVALID_EVENT",
-                &[("field", "type")],
-            ));
+            return Err(refused(Code::InvalidArgument, "INVALID_EVENT", &[("field", "type")]));
         }
         let mut streams = self.streams.lock().unwrap();
         let events = streams.entry(request.stream.clone()).or_default();
@@ -88,17 +77,11 @@ impl Fake {
         if let Some(first) = known.first() {
             let equal = known.len() == request.events.len()
                 && (known.iter().enumerate()).all(|(i, e)| e.revision == first.revision + i as u64)
-                && known
-                    .iter()
-                    .zip(&request.events)
-                    .all(|(e, new)| e.data == new.data);
+                && known.iter().zip(&request.events).all(|(e, new)| e.data == new.data);
             if !equal {
                 return Err(refused(Code::AlreadyExists, "EVENT_ID_CONFLICT", &[]));
             }
-            return Ok(answer(
-                first.revision,
-                first.revision + known.len() as u64 - 1,
-            ));
+            return Ok(answer(first.revision, first.revision + known.len() as u64 - 1));
         }
         let actual = events.len().checked_sub(1).map(|r| r as u64);
         let met = match request.expected.and_then(|e| e.expected) {
@@ -110,11 +93,7 @@ impl Fake {
         if !met {
             let actual = actual.map_or("none".into(), |r| r.to_string());
             let fields = [("actual", actual.as_str())];
-            return Err(refused(
-                Code::FailedPrecondition,
-                "WRONG_EXPECTED_REVISION",
-                &fields,
-            ));
+            return Err(refused(Code::FailedPrecondition, "WRONG_EXPECTED_REVISION", &fields));
         }
         let first = events.len() as u64;
         for new in request.events {
@@ -180,11 +159,7 @@ impl EventStore for Fake {
                 failed.remove(&stream);
             }
             let result = if failed.contains(&stream) {
-                Err(refused(
-                    Code::FailedPrecondition,
-                    "EARLIER_APPEND_FAILED",
-                    &[],
-                ))
+                Err(refused(Code::FailedPrecondition, "EARLIER_APPEND_FAILED", &[]))
             } else {
                 fake.append_one(append)
             };
@@ -201,10 +176,7 @@ impl EventStore for Fake {
                     })
                 }
             };
-            Ok(AppendStreamResponse {
-                sequence: request.sequence,
-                result: Some(result),
-            })
+            Ok(AppendStreamResponse { sequence: request.sequence, result: Some(result) })
         });
         Ok(Response::new(answers.boxed()))
     }
@@ -227,9 +199,7 @@ impl EventStore for Fake {
         if r.max_count > 0 {
             events.truncate(r.max_count as usize);
         }
-        Ok(Response::new(
-            stream::iter([Ok(ReadResponse { events })]).boxed(),
-        ))
+        Ok(Response::new(stream::iter([Ok(ReadResponse { events })]).boxed()))
     }
 
     async fn lookup(&self, request: Request<LookupRequest>) -> Answer<LookupResponse> {
@@ -257,9 +227,7 @@ impl EventStore for Fake {
                 recorded_at_ms: s.recorded_at_ms,
             })
             .collect();
-        Ok(Response::new(
-            stream::iter([Ok(ListStreamsResponse { streams })]).boxed(),
-        ))
+        Ok(Response::new(stream::iter([Ok(ListStreamsResponse { streams })]).boxed()))
     }
 
     type ListStatesStream = Pages<ListStatesResponse>;
@@ -271,9 +239,7 @@ impl EventStore for Fake {
         let states = self.states(|name| {
             in_category(name, &r.category) && name.starts_with(&r.prefix) && *name > *r.after
         });
-        Ok(Response::new(
-            stream::iter([Ok(ListStatesResponse { states })]).boxed(),
-        ))
+        Ok(Response::new(stream::iter([Ok(ListStatesResponse { states })]).boxed()))
     }
 }
 
@@ -306,10 +272,7 @@ impl Cluster for Fake {
                 partition: 0,
                 leader_node_id: 1,
                 term: 1,
-                replicas: vec![Replica {
-                    replica_id: 1,
-                    node_id: 1,
-                }],
+                replicas: vec![Replica { replica_id: 1, node_id: 1 }],
             }],
             meta_leader_node_id: 1,
             meta_voter_node_ids: vec![1],

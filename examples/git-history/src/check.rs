@@ -50,11 +50,8 @@ pub async fn check(
         tree.await.map_err(|e| Fault::Reader(e.to_string()))??
     };
     bar.set_length(tree.len() as u64);
-    let mut report = Report {
-        paths: tree.len() as u64,
-        samples: samples(&tree),
-        ..Report::default()
-    };
+    let mut report =
+        Report { paths: tree.len() as u64, samples: samples(&tree), ..Report::default() };
     let started = Instant::now();
     let mut lookups = futures::stream::iter(&tree)
         .map(|leaf| async move {
@@ -70,10 +67,8 @@ pub async fn check(
     }
     report.lookups_took = started.elapsed();
     let names: HashSet<String> = tree.iter().map(|leaf| stream(&leaf.path)).collect();
-    let mut states = client.list_states(ListOptions {
-        category: Some(CATEGORY.into()),
-        ..ListOptions::default()
-    });
+    let mut states = client
+        .list_states(ListOptions { category: Some(CATEGORY.into()), ..ListOptions::default() });
     while let Some(state) = states.next().await {
         let state = state?;
         report.states += 1;
@@ -100,12 +95,8 @@ fn compare(leaf: &Leaf, state: Option<&State>) -> Option<String> {
     let Some((mode, blob)) = read.leaf else {
         return Some(format!("{path}: its state says it is deleted"));
     };
-    (mode != leaf.mode || blob != leaf.blob).then(|| {
-        format!(
-            "{path}: git has {} {}, its state {mode} {blob}",
-            leaf.mode, leaf.blob
-        )
-    })
+    (mode != leaf.mode || blob != leaf.blob)
+        .then(|| format!("{path}: git has {} {}, its state {mode} {blob}", leaf.mode, leaf.blob))
 }
 
 /// Why a state of the category should not be there; None: it should.
@@ -130,9 +121,7 @@ fn good(state: &State) -> Result<crate::events::PathState, String> {
 /// A few paths spread over the tree.
 fn samples(tree: &[Leaf]) -> Vec<String> {
     let step = (tree.len() / 3).max(1);
-    (tree.iter().step_by(step).take(3))
-        .map(|leaf| stream(&leaf.path))
-        .collect()
+    (tree.iter().step_by(step).take(3)).map(|leaf| stream(&leaf.path)).collect()
 }
 
 #[cfg(test)]
@@ -141,19 +130,11 @@ mod tests {
     use ringfold_client::StateError;
 
     fn leaf(mode: &str, blob: &str) -> Leaf {
-        Leaf {
-            path: b"a".to_vec(),
-            mode: mode.into(),
-            blob: blob.into(),
-        }
+        Leaf { path: b"a".to_vec(), mode: mode.into(), blob: blob.into() }
     }
 
     fn state(data: &'static str) -> State {
-        State {
-            stream: "file-a".into(),
-            data: data.into(),
-            ..State::default()
-        }
+        State { stream: "file-a".into(), data: data.into(), ..State::default() }
     }
 
     const LIVING: &str = r#"{"path":"a","deleted":false,"mode":"100644","blob":"b1"}"#;
@@ -169,16 +150,8 @@ mod tests {
             (&same, Some(state("[]")), "cannot be read"),
             (&same, Some(state(OTHER)), "is of \"b\""),
             (&same, Some(state(DELETED)), "deleted"),
-            (
-                &leaf("100755", "b1"),
-                Some(state(LIVING)),
-                "git has 100755 b1",
-            ),
-            (
-                &leaf("100644", "b2"),
-                Some(state(LIVING)),
-                "git has 100644 b2",
-            ),
+            (&leaf("100755", "b1"), Some(state(LIVING)), "git has 100755 b1"),
+            (&leaf("100644", "b2"), Some(state(LIVING)), "git has 100644 b2"),
         ] {
             let difference = compare(leaf, state.as_ref()).unwrap();
             assert!(difference.contains(told), "{difference}");

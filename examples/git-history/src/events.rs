@@ -55,14 +55,7 @@ pub fn events(commit: &Commit, change: &Change) -> Vec<PathEvent> {
         Kind::Modified => vec![event(commit, change, &change.path, "Modified", None, None)],
         Kind::Deleted => vec![event(commit, change, &change.path, "Deleted", None, None)],
         Kind::Copied { from } => {
-            vec![event(
-                commit,
-                change,
-                &change.path,
-                "Added",
-                Some(from),
-                None,
-            )]
+            vec![event(commit, change, &change.path, "Added", Some(from), None)]
         }
         Kind::Renamed { from } => vec![
             event(commit, change, from, "Deleted", None, Some(&change.path)),
@@ -94,12 +87,7 @@ fn event(
     put_path(&mut data, "path", Some(path));
     put_path(&mut data, "renamed_from", from);
     put_path(&mut data, "renamed_to", to);
-    PathEvent {
-        stream: stream(path),
-        id: id(&commit.id, event_type, path),
-        event_type,
-        data,
-    }
+    PathEvent { stream: stream(path), id: id(&commit.id, event_type, path), event_type, data }
 }
 
 /// From commit, role and path, so that loading again stores nothing twice.
@@ -118,10 +106,9 @@ fn put_path(data: &mut Value, key: &str, path: Option<&[u8]>) {
     let encoded = format!("{key}_base64");
     let (text, base64) = match path.map(std::str::from_utf8) {
         Some(Ok(text)) => (json!(text), Value::Null),
-        Some(Err(_)) => (
-            Value::Null,
-            json!(path.map(|bytes| BASE64.encode(bytes)).unwrap_or_default()),
-        ),
+        Some(Err(_)) => {
+            (Value::Null, json!(path.map(|bytes| BASE64.encode(bytes)).unwrap_or_default()))
+        }
         None => (Value::Null, Value::Null),
     };
     data[key] = text;
@@ -146,9 +133,9 @@ pub fn read_state(data: &[u8]) -> Result<PathState, String> {
     let text = |key: &str| value.get(key).and_then(Value::as_str);
     let path = match (text("path"), text("path_base64")) {
         (Some(path), None) => path.as_bytes().to_vec(),
-        (None, Some(path)) => BASE64
-            .decode(path)
-            .map_err(|e| format!("path_base64 is no base64: {e}"))?,
+        (None, Some(path)) => {
+            BASE64.decode(path).map_err(|e| format!("path_base64 is no base64: {e}"))?
+        }
         _ => return Err("it has neither path nor path_base64".into()),
     };
     let leaf = match value.get("deleted").and_then(Value::as_bool) {

@@ -18,11 +18,7 @@ pub enum GitError {
     #[error("the repository {} has no commit yet: commit something, or name another with --repo", .0.display())]
     Empty(PathBuf),
     #[error("`git {command}` ended with {status}: {said}")]
-    Failed {
-        command: String,
-        status: String,
-        said: String,
-    },
+    Failed { command: String, status: String, said: String },
     #[error("git's output could not be read: {0}")]
     Read(io::Error),
     #[error("git's output has a field of over {FIELD_MAX_BYTES} bytes, beginning with {0}")]
@@ -45,17 +41,13 @@ impl Repository {
     pub fn open(path: &Path) -> Result<Self, GitError> {
         let opened = run(path, &["rev-parse", "--git-dir"]);
         if let Err(GitError::Failed { said, .. }) = opened {
-            return Err(GitError::NoRepository {
-                repo: path.into(),
-                said,
-            });
+            return Err(GitError::NoRepository { repo: path.into(), said });
         }
         opened?;
         match run(path, &["rev-parse", "--verify", "-q", "HEAD^{commit}"]) {
-            Ok(head) => Ok(Self {
-                path: path.into(),
-                head: String::from_utf8_lossy(&head).trim().into(),
-            }),
+            Ok(head) => {
+                Ok(Self { path: path.into(), head: String::from_utf8_lossy(&head).trim().into() })
+            }
             Err(GitError::Failed { .. }) => Err(GitError::Empty(path.into())),
             Err(e) => Err(e),
         }
@@ -63,16 +55,10 @@ impl Repository {
 
     /// Commits of the first-parent history.
     pub fn count_commits(&self) -> Result<u64, GitError> {
-        let out = run(
-            &self.path,
-            &["rev-list", "--first-parent", "--count", &self.head],
-        )?;
+        let out = run(&self.path, &["rev-list", "--first-parent", "--count", &self.head])?;
         let text = String::from_utf8_lossy(&out);
         text.trim().parse().map_err(|_| {
-            GitError::Read(io::Error::other(format!(
-                "rev-list --count said {}",
-                text.trim()
-            )))
+            GitError::Read(io::Error::other(format!("rev-list --count said {}", text.trim())))
         })
     }
 
@@ -120,10 +106,8 @@ impl Repository {
 
     /// The tree of HEAD: every file, link and submodule.
     pub fn tree(&self) -> Result<Vec<Leaf>, GitError> {
-        let mut fields = Fields::start(
-            &self.path,
-            &["ls-tree", "-r", "-z", "--full-tree", &self.head],
-        )?;
+        let mut fields =
+            Fields::start(&self.path, &["ls-tree", "-r", "-z", "--full-tree", &self.head])?;
         let mut leaves = Vec::new();
         while let Some(field) = fields.next()? {
             leaves.push(tree::entry(field)?);
@@ -135,12 +119,7 @@ impl Repository {
 
 fn command(repo: &Path, args: &[&str]) -> Command {
     let mut command = Command::new("git");
-    command
-        .arg("-C")
-        .arg(repo)
-        .args(args)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null());
+    command.arg("-C").arg(repo).args(args).env("LC_ALL", "C").stdin(Stdio::null());
     command
 }
 
@@ -183,10 +162,7 @@ impl Fields {
         let stderr = std::thread::spawn(move || {
             let mut said = Vec::new();
             let mut stderr = stderr;
-            let _ = stderr
-                .by_ref()
-                .take(STDERR_MAX_BYTES)
-                .read_to_end(&mut said);
+            let _ = stderr.by_ref().take(STDERR_MAX_BYTES).read_to_end(&mut said);
             let _ = io::copy(&mut stderr, &mut io::sink());
             said
         });
@@ -222,11 +198,7 @@ impl Fields {
             return Ok(());
         }
         let said = self.stderr.take().and_then(|t| t.join().ok());
-        Err(failed(
-            &[&self.args],
-            &status.to_string(),
-            &said.unwrap_or_default(),
-        ))
+        Err(failed(&[&self.args], &status.to_string(), &said.unwrap_or_default()))
     }
 
     fn abandon(self) -> Result<(), GitError> {

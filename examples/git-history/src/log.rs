@@ -87,10 +87,7 @@ pub struct Parser {
 
 impl Default for Parser {
     fn default() -> Self {
-        Self {
-            state: State::Start,
-            field: 0,
-        }
+        Self { state: State::Start, field: 0 }
     }
 }
 
@@ -179,11 +176,7 @@ impl Parser {
             b'A' | b'M' | b'T' | b'R' | b'C' => (new_mode, new_blob),
             _ => return Err(self.error(bytes, "a status out of A, C, D, M, R, T")),
         };
-        let meta = Meta {
-            letter,
-            mode: self.mode(mode)?,
-            blob: self.object_id(blob)?,
-        };
+        let meta = Meta { letter, mode: self.mode(mode)?, blob: self.object_id(blob)? };
         self.state = match letter {
             b'R' | b'C' => State::From(meta),
             _ => State::Path(meta, None),
@@ -215,11 +208,7 @@ impl Parser {
     }
 
     fn error(&self, found: &[u8], expected: &'static str) -> LogError {
-        LogError {
-            field: self.field,
-            found: Shown(found).to_string(),
-            expected,
-        }
+        LogError { field: self.field, found: Shown(found).to_string(), expected }
     }
 }
 

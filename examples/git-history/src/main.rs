@@ -58,19 +58,13 @@ enum Fault {
     #[error(transparent)]
     Git(#[from] GitError),
     #[error("append to {stream}: {error}")]
-    Append {
-        stream: String,
-        error: Box<ClientError>,
-    },
+    Append { stream: String, error: Box<ClientError> },
     #[error(transparent)]
     Client(#[from] Box<ClientError>),
     #[error(
         "cannot reach {endpoints}: {error}; start a cluster with `ringfold dev`, or name a running one with --endpoints"
     )]
-    Connect {
-        endpoints: String,
-        error: Box<ClientError>,
-    },
+    Connect { endpoints: String, error: Box<ClientError> },
     #[error("an event has no JSON form: {0}")]
     Json(#[from] serde_json::Error),
     #[error("the thread that reads git's output failed: {0}")]
@@ -83,10 +77,7 @@ enum Fault {
 
 impl Fault {
     fn append(stream: &str, error: ClientError) -> Self {
-        Self::Append {
-            stream: stream.into(),
-            error: Box::new(error),
-        }
+        Self::Append { stream: stream.into(), error: Box::new(error) }
     }
 }
 
@@ -113,10 +104,9 @@ async fn run(cli: Cli) -> Result<(), Fault> {
     // What git would refuse is said before anything is sent.
     let repository = Repository::open(&cli.repo)?;
     let config = ClientConfig::new(cli.endpoints.clone());
-    let client = Client::connect(config).await.map_err(|e| Fault::Connect {
-        endpoints: cli.endpoints.join(","),
-        error: Box::new(e),
-    })?;
+    let client = Client::connect(config)
+        .await
+        .map_err(|e| Fault::Connect { endpoints: cli.endpoints.join(","), error: Box::new(e) })?;
     if matches!(cli.command, Command::Load | Command::Run) {
         let bar = bar(repository.count_commits()?, "commits");
         let loaded = load(&client, &repository, &bar).await;
@@ -142,11 +132,7 @@ async fn run(cli: Cli) -> Result<(), Fault> {
 
 fn loaded_text(repository: &Repository, loaded: &Loaded) -> String {
     let short = &repository.head[..repository.head.len().min(12)];
-    let Loaded {
-        commits,
-        events,
-        took,
-    } = loaded;
+    let Loaded { commits, events, took } = loaded;
     let per_s = *events as f64 / took.as_secs_f64().max(1e-9);
     format!("loaded {commits} commits up to {short} as {events} events, {per_s:.0} events/s")
 }
@@ -220,10 +206,8 @@ mod tests {
 
     #[test]
     fn what_to_try_can_be_pasted_into_a_shell() {
-        let report = Report {
-            samples: vec!["file-a b".into(), "file-it's".into()],
-            ..Report::default()
-        };
+        let report =
+            Report { samples: vec!["file-a b".into(), "file-it's".into()], ..Report::default() };
         let text = try_text(&report);
         assert!(text.contains("ringfold lookup 'file-a b'\n"), "{text}");
         assert!(text.contains(r"ringfold lookup 'file-it'\''s'"), "{text}");
@@ -234,16 +218,9 @@ mod tests {
 
     #[test]
     fn a_report_tells_differences_and_counts_the_rest() {
-        let report = Report {
-            paths: 10,
-            differences: 3,
-            told: vec!["one".into()],
-            ..Report::default()
-        };
+        let report =
+            Report { paths: 10, differences: 3, told: vec!["one".into()], ..Report::default() };
         let text = report_text(&report);
-        assert!(
-            text.ends_with("3 differ from git\n  one\n  and 2 more"),
-            "{text}"
-        );
+        assert!(text.ends_with("3 differ from git\n  one\n  and 2 more"), "{text}");
     }
 }

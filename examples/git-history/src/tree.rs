@@ -21,11 +21,9 @@ pub fn entry(bytes: &[u8]) -> Result<Leaf, TreeError> {
     let head = std::str::from_utf8(&bytes[..tab]).map_err(|_| error())?;
     let mut words = head.split(' ').filter(|w| !w.is_empty());
     match (words.next(), words.next(), words.next(), words.next()) {
-        (Some(mode), Some(_type), Some(blob), None) if tab + 1 < bytes.len() => Ok(Leaf {
-            path: bytes[tab + 1..].to_vec(),
-            mode: mode.into(),
-            blob: blob.into(),
-        }),
+        (Some(mode), Some(_type), Some(blob), None) if tab + 1 < bytes.len() => {
+            Ok(Leaf { path: bytes[tab + 1..].to_vec(), mode: mode.into(), blob: blob.into() })
+        }
         _ => Err(error()),
     }
 }

@@ -25,17 +25,9 @@ fn commit(repo: &Path, subject: &str) {
 
 async fn git_history(fake: &Fake, what: &str, repo: &Path) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_git-history"));
-    command
-        .arg(what)
-        .arg("--repo")
-        .arg(repo)
-        .env("RINGFOLD_ENDPOINTS", &fake.url);
+    command.arg(what).arg("--repo").arg(repo).env("RINGFOLD_ENDPOINTS", &fake.url);
     let output = tokio::task::spawn_blocking(move || command.output().unwrap());
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = output.await.unwrap();
+    let Output { status, stdout, stderr } = output.await.unwrap();
     let text = [stdout, stderr].concat();
     (status.code(), String::from_utf8(text).unwrap())
 }

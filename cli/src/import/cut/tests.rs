@@ -60,10 +60,7 @@ fn a_bad_line_is_named_with_its_fault() {
         (r#"{"stream":"a"}"#, "type"),
         (r#"{"stream":"a","type":"T","typ":1}"#, "typ"),
         (r#"{"stream":"a","type":"T","id":"x"}"#, "UUID"),
-        (
-            r#"{"stream":"a","type":"T","data":{},"data_base64":""}"#,
-            "both",
-        ),
+        (r#"{"stream":"a","type":"T","data":{},"data_base64":""}"#, "both"),
         (r#"{"stream":"a","type":"T","data_base64":"!"}"#, "base64"),
     ] {
         let error = read(17, text).unwrap_err();
@@ -85,10 +82,7 @@ fn derived_ids_depend_on_line_number_and_source() {
     assert_ne!(id(1, ""), id(2, ""));
     assert_ne!(id(1, ""), id(1, "other"));
     // Once written, these must not change: an input imported by an older version would double.
-    assert_eq!(
-        id(1, "").to_string(),
-        "382625e4-9b01-5f2d-b1f8-e31f5177ccfa"
-    );
+    assert_eq!(id(1, "").to_string(), "382625e4-9b01-5f2d-b1f8-e31f5177ccfa");
     // How the line ends does not matter.
     let event = read_line(1, b"{\"stream\":\"a\",\"type\":\"T\"}\r\n", "");
     assert_eq!(event.unwrap().unwrap().event.get_id(), id(1, ""));
@@ -96,14 +90,10 @@ fn derived_ids_depend_on_line_number_and_source() {
 
 #[test]
 fn the_events_of_a_stream_within_a_window_are_one_append() {
-    let lines: Vec<_> = ["a", "b", "a", "b", "a"]
-        .map(|s| format!(r#"{{"stream":"{s}","type":"T"}}"#))
-        .into();
+    let lines: Vec<_> =
+        ["a", "b", "a", "b", "a"].map(|s| format!(r#"{{"stream":"{s}","type":"T"}}"#)).into();
     let windows = cut_all(&lines);
-    let told: Vec<_> = windows[0]
-        .iter()
-        .map(|c| (c.stream.as_str(), c.lines.clone()))
-        .collect();
+    let told: Vec<_> = windows[0].iter().map(|c| (c.stream.as_str(), c.lines.clone())).collect();
     assert_eq!(told, [("a", vec![1, 3, 5]), ("b", vec![2, 4])]);
 }
 
@@ -120,15 +110,8 @@ fn appends_and_windows_are_bounded() {
     let line = r#"{"stream":"a","type":"T"}"#.to_string();
     let windows = cut_all(&vec![line; WINDOW_LINES + 1]);
     assert_eq!(windows.len(), 2);
-    assert!(
-        windows[0]
-            .iter()
-            .all(|c| c.events.len() <= APPEND_EVENTS_MAX)
-    );
-    let large = format!(
-        r#"{{"stream":"a","type":"T","data":"{}"}}"#,
-        "x".repeat(600_000)
-    );
+    assert!(windows[0].iter().all(|c| c.events.len() <= APPEND_EVENTS_MAX));
+    let large = format!(r#"{{"stream":"a","type":"T","data":"{}"}}"#, "x".repeat(600_000));
     let windows = cut_all(&vec![large; 15]);
     assert_eq!(windows.len(), 2);
     assert!(windows.iter().flatten().all(|c| c.events.len() == 1));

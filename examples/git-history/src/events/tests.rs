@@ -26,10 +26,7 @@ pub fn merge_patch(target: &mut Value, patch: &Value) {
 pub fn fold(events: impl IntoIterator<Item = PathEvent>) -> BTreeMap<String, Value> {
     let mut states = BTreeMap::new();
     for event in events {
-        merge_patch(
-            states.entry(event.stream).or_insert(Value::Null),
-            &event.data,
-        );
+        merge_patch(states.entry(event.stream).or_insert(Value::Null), &event.data);
     }
     states
 }
@@ -45,12 +42,7 @@ fn commit(id: char) -> Commit {
 }
 
 fn change(kind: Kind, path: &[u8], mode: &str) -> Change {
-    Change {
-        kind,
-        path: path.to_vec(),
-        mode: mode.into(),
-        blob: "b".repeat(40),
-    }
+    Change { kind, path: path.to_vec(), mode: mode.into(), blob: "b".repeat(40) }
 }
 
 #[test]
@@ -87,14 +79,8 @@ fn a_path_that_cannot_be_a_name_gets_its_hash() {
 #[test]
 fn a_rename_tells_both_paths() {
     let from = b"old".to_vec();
-    let events = events(
-        &commit('1'),
-        &change(Kind::Renamed { from }, b"new", "100755"),
-    );
-    let told: Vec<_> = events
-        .iter()
-        .map(|e| (e.stream.as_str(), e.event_type))
-        .collect();
+    let events = events(&commit('1'), &change(Kind::Renamed { from }, b"new", "100755"));
+    let told: Vec<_> = events.iter().map(|e| (e.stream.as_str(), e.event_type)).collect();
     assert_eq!(told, [("file-old", "Deleted"), ("file-new", "Renamed")]);
     assert_eq!(events[0].data["renamed_to"], "new");
     assert_eq!(events[1].data["renamed_from"], "old");
@@ -108,26 +94,14 @@ fn ids_are_the_same_each_time_and_differ_by_commit_and_path() {
     assert_ne!(id('1', b"a"), id('2', b"a"));
     assert_ne!(id('1', b"a"), id('1', b"b"));
     // Once written, these must not change: a repository loaded by an older version would double.
-    assert_eq!(
-        id('1', b"a").to_string(),
-        "4191f4e4-42cb-5dac-9707-909b428d5dd9"
-    );
+    assert_eq!(id('1', b"a").to_string(), "4191f4e4-42cb-5dac-9707-909b428d5dd9");
 }
 
 #[test]
 fn a_deleted_path_that_comes_back_lives_again() {
     let history = [
         events(&commit('1'), &change(Kind::Added, b"a", "100644")),
-        events(
-            &commit('2'),
-            &change(
-                Kind::Renamed {
-                    from: b"a".to_vec(),
-                },
-                b"b",
-                "100644",
-            ),
-        ),
+        events(&commit('2'), &change(Kind::Renamed { from: b"a".to_vec() }, b"b", "100644")),
         events(&commit('3'), &change(Kind::Added, b"a", "120000")),
     ];
     let states = fold(history.into_iter().flatten());

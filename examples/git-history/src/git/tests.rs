@@ -89,13 +89,8 @@ impl Made {
     }
 
     fn assert_equal_to_tree(&self) -> Folded {
-        let tree: BTreeMap<_, _> = self
-            .open()
-            .tree()
-            .unwrap()
-            .into_iter()
-            .map(|l| (l.path, (l.mode, l.blob)))
-            .collect();
+        let tree: BTreeMap<_, _> =
+            self.open().tree().unwrap().into_iter().map(|l| (l.path, (l.mode, l.blob))).collect();
         let folded = self.folded();
         assert_eq!(folded.live, tree);
         folded
@@ -198,14 +193,7 @@ fn odd_names_are_paths_like_any_other() {
     made.commit("commit of renames");
     let folded = made.assert_equal_to_tree();
     assert_eq!(folded.live.len(), names.len());
-    assert_eq!(
-        folded
-            .types
-            .iter()
-            .filter(|t| t.starts_with("Renamed"))
-            .count(),
-        names.len()
-    );
+    assert_eq!(folded.types.iter().filter(|t| t.starts_with("Renamed")).count(), names.len());
 }
 
 #[test]

@@ -78,13 +78,7 @@ fn item() -> impl Strategy<Value = Item> {
     let text = || "[^\0]{0,20}";
     let commit = (id(), text(), text(), text(), text()).prop_map(
         |(id, author_name, author_email, time, subject)| {
-            Item::Commit(Commit {
-                id,
-                author_name,
-                author_email,
-                time,
-                subject,
-            })
+            Item::Commit(Commit { id, author_name, author_email, time, subject })
         },
     );
     let kind = prop_oneof![
@@ -94,14 +88,8 @@ fn item() -> impl Strategy<Value = Item> {
         path().prop_map(|from| Kind::Renamed { from }),
         path().prop_map(|from| Kind::Copied { from }),
     ];
-    let change = (kind, path(), "[0-7]{6}", id()).prop_map(|(kind, path, mode, blob)| {
-        Item::Change(Change {
-            kind,
-            path,
-            mode,
-            blob,
-        })
-    });
+    let change = (kind, path(), "[0-7]{6}", id())
+        .prop_map(|(kind, path, mode, blob)| Item::Change(Change { kind, path, mode, blob }));
     prop_oneof![commit, change]
 }
 

@@ -1,0 +1,61 @@
+# Everything a person or a CI needs. What is missing on the machine is installed first, and caches
+# stay outside the checkout: see scripts/env.sh.
+
+# Which repository's history `run` and `demo` load; DATA keeps the nodes' data there between runs.
+REPO ?= .
+DATA ?=
+NODES ?= 3
+PORT ?= 2600
+
+run demo: export REPO := $(REPO)
+run demo: export DATA := $(DATA)
+run demo: export NODES := $(NODES)
+run demo: export PORT := $(PORT)
+
+READY := set -eu; . scripts/env.sh; need_all
+SAY = printf '\nringfold: %s\n' >&2
+
+.DEFAULT_GOAL := help
+.PHONY: help build run demo test test-long fmt lint bench clean-cache
+# The recipes share one cargo cache.
+.NOTPARALLEL:
+
+help: ## this list
+	@echo 'Ringfold: an event store. Targets:'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)$$/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@echo 'Variables of run and demo: REPO=path (now $(REPO)), DATA=dir (kept between runs), NODES=3, PORT=2600'
+
+build: ## all release binaries, in $CARGO_TARGET_DIR/release
+	@$(READY); cargo build --locked --release --workspace --bins
+	@. scripts/env.sh; echo "binaries are in $$CARGO_TARGET_DIR/release"
+
+run: ## start three nodes, load and check REPO's git history, keep serving until Ctrl-C
+	@sh scripts/run.sh serve
+
+demo: ## the same, but end with the check's exit code
+	@sh scripts/run.sh check
+
+test: ## formatting, clippy with warnings denied, and every test
+	@$(READY); \
+	$(SAY) '1/4 formatting'; cargo fmt --all -- --check || die 'not formatted: run `make fmt`'; \
+	$(SAY) '2/4 clippy'; cargo clippy --locked --workspace --all-targets -- -D warnings; \
+	$(SAY) '3/4 the binaries that whole-system tests start'; cargo build --locked --workspace --bins; \
+	$(SAY) '4/4 tests'; cargo test --locked --workspace --no-fail-fast
+
+test-long: ## many more seeds, longer loads and fault runs (docs/reliability.md)
+	@$(READY); cargo build --locked --release --workspace --bins; \
+	RINGFOLD_TEST_FACTOR=$${RINGFOLD_TEST_FACTOR:-20} cargo test --locked --release --workspace --no-fail-fast
+
+fmt: ## format the code
+	@$(READY); cargo fmt --all
+
+lint: ## formatting and clippy, changing nothing
+	@$(READY); cargo fmt --all -- --check; cargo clippy --locked --workspace --all-targets -- -D warnings
+
+bench: ## the figures of docs/performance.md
+	@$(READY); cargo build --locked --release --workspace --bins; \
+	cargo run --locked --release -p ringfold-bench
+
+clean-cache: ## remove everything that builds have cached, RocksDB included
+	@. scripts/env.sh; say "emptying $$RINGFOLD_CACHE"; \
+	cd "$$RINGFOLD_CACHE" && rm -rf target rocksdb rocksdb-build rocksdb.lock rustup-init.sh apt.log
