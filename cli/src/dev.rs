@@ -262,14 +262,14 @@ impl Cluster<'_> {
     }
 
     fn late(&self, within: Duration, missing: &str, plan: &NodePlan) -> CliError {
-        let log = std::fs::read(&plan.log_file).unwrap_or_default();
+        let log = process::log_tail(&plan.log_file, 0).unwrap_or_else(|e| e.to_string());
         CliError::new(
             Exit::Unavailable,
             format!(
                 "the cluster does not serve after {} s: {missing}. The end of {}:\n{}",
                 within.as_secs(),
                 plan.log_file.display(),
-                plan::tail(&log, 25)
+                log
             ),
         )
         .action("read that log, or wait longer with --start-within-s")

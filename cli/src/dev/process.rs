@@ -12,7 +12,8 @@ use std::time::Duration;
 use tokio::process::{Child, Command};
 
 const STOP_WITHIN: Duration = Duration::from_secs(10);
-const TAIL_LINES: usize = 25;
+/// A panic with its backtrace fits.
+const TAIL_LINES: usize = 60;
 const TAIL_BYTES: u64 = 32 << 10;
 const BINARY: &str = "ringfold-node";
 /// Names the node's binary where it does not lie beside this one.
@@ -209,7 +210,8 @@ impl Nodes {
     }
 }
 
-fn log_tail(path: &Path, from: u64) -> io::Result<String> {
+/// The last lines of a log, of what was written after its first `from` bytes.
+pub fn log_tail(path: &Path, from: u64) -> io::Result<String> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(from.max(length.saturating_sub(TAIL_BYTES))))?;
