@@ -14,4 +14,5 @@ pub mod raft;
 pub mod replicas;
 pub mod router;
 pub mod server;
+pub mod transfers;
 pub mod watermark;

@@ -139,6 +139,7 @@ impl ReplicaHome {
             machine.reader(),
             Applied { index, position },
         ));
+        view.directory.store(record.directory, std::sync::atomic::Ordering::Release);
         replicas.write().insert(group, view.clone());
         Some(NewGroup { record, vote, last_index, fresh, machine, view })
     }

@@ -11,7 +11,9 @@ use crate::meta::join::JoinError;
 use crate::partition::store::SharedResources;
 use crate::peer::LocalNodeCell;
 use crate::peer::address_book::AddressBook;
-use crate::peer::control::NoTransfers;
+use crate::peer::control::{NoTransfers, TransferHandler};
+use crate::peer::transfer::{TransferError, TransferSettings, Transfers};
+use crate::transfers::ReplicaTransfers;
 use crate::peer::transport::{Handlers, Transport, TransportSettings};
 use crate::raft::driver::{Counters, DriverSettings, Input, NewGroup};
 use crate::raft::handle::{RaftHandle, Replicas};
@@ -44,6 +46,8 @@ pub enum RunError {
     Listen { setting: &'static str, address: SocketAddr, source: std::io::Error },
     #[error(transparent)]
     Disk(#[from] DiskError),
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
     #[error("a thread cannot be started: {0}")]
     Thread(std::io::Error),
     #[error(transparent)]
@@ -107,9 +111,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
         book,
         tokio::runtime::Handle::current(),
     );
+    let transfers: Arc<OnceLock<Transfers>> = Arc::default();
     let runtime = match &opened.log {
         Some(log) => Some(
-            start_raft(&settings, log.clone(), &opened, &replicas, &transport, &home, groups)
+            start_raft(&settings, log.clone(), &opened, &replicas, &transport, &home, groups, transfers.clone())
                 .map_err(RunError::Thread)?,
         ),
         None => None,
@@ -163,6 +168,16 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
     if !identity.cluster_id.is_empty() {
         cluster.become_member(&identity);
     }
+    let handler: Arc<dyn TransferHandler> = match opened.lost {
+        Some(_) => Arc::new(NoTransfers),
+        None => {
+            let host = ReplicaTransfers { raft: raft.clone(), input: input.clone() };
+            let mut transfer = TransferSettings::new(dir.clone());
+            transfer.disk_min_free_bytes = settings.disk_min_free_bytes;
+            let t = Transfers::new(transfer, transport.clone(), Arc::new(host))?;
+            Arc::new(transfers.get_or_init(|| t).clone())
+        }
+    };
     let messages_input = input.clone();
     transport.listen(
         peer_listener,
@@ -171,7 +186,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
                 messages_input(Input::Messages { from, messages })
             }),
             control: cluster.clone(),
-            transfers: Arc::new(NoTransfers),
+            transfers: handler,
         },
     );
     let left = Arc::new(OnceLock::new());
@@ -329,6 +344,7 @@ fn start_raft(
     transport: &Transport,
     home: &ReplicaHome,
     groups: Vec<NewGroup>,
+    transfers: Arc<OnceLock<Transfers>>,
 ) -> std::io::Result<RaftRuntime> {
     let driver = DriverSettings {
         tick_ms: settings.tick_ms,
@@ -345,8 +361,10 @@ fn start_raft(
         log,
         replicas: replicas.clone(),
         send: Arc::new(move |messages| send.send(messages)),
-        checkpoint_wanted: Arc::new(|group, replica, node| {
-            tracing::debug!(%group, %replica, %node, "a follower is behind the kept log");
+        checkpoint_wanted: Arc::new(move |group, replica, node| {
+            if let Some(t) = transfers.get() {
+                t.want(group, replica, node);
+            }
         }),
         synced: Box::new(move |number| match &watermark {
             Some(w) => w.advance(number).map_err(|e| LogError::Io {

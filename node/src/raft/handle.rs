@@ -6,7 +6,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use tokio::sync::{oneshot, watch};
 
 /// Why a proposal has no outcome. Only `NotLeader` and `Busy` say that nothing was stored.
@@ -73,6 +73,8 @@ pub struct ReplicaView {
     /// once everything acknowledged in earlier terms is applied here.
     pub lease_until_ns: AtomicU64,
     pub status: RwLock<Status>,
+    /// The live database is `<data>/partitions/<replica>.<directory>`.
+    pub directory: AtomicU32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -112,6 +114,7 @@ impl ReplicaView {
             unflushed_bytes: AtomicU64::new(0),
             lease_until_ns: AtomicU64::new(0),
             status: RwLock::default(),
+            directory: AtomicU32::new(1),
         }
     }
 
