@@ -352,8 +352,12 @@ impl MetaGroup for Cluster {
 
 #[tonic::async_trait]
 impl ControlHandler for Cluster {
-    async fn hello(&self, _: Hello) -> HelloAnswer {
+    async fn hello(&self, hello: Hello) -> HelloAnswer {
         let local = self.transport.local().get();
+        if hello.node_id != 0 && local.as_ref().is_some_and(|l| *l.cluster_id == hello.cluster_id) {
+            let book = self.transport.address_book();
+            book.learn_direct(NodeId(hello.node_id), &hello.peer_address, &hello.client_url);
+        }
         let state = self.meta.borrow().clone();
         let me = local.as_ref().map_or(NodeId(0), |l| l.node);
         let mut answer = join::answer_hello(&state, me, self.meta_leader());
