@@ -1,6 +1,17 @@
 //! A Ringfold node. Data flows api -> router -> raft (driver, log) -> partition (apply); see
 //! docs/architecture.md.
+pub mod api;
 pub mod clock;
+pub mod cluster;
+pub mod config;
+pub mod disk;
+pub mod identity;
 pub mod ids;
+pub mod meta;
 pub mod partition;
+pub mod peer;
 pub mod raft;
+pub mod replicas;
+pub mod router;
+pub mod server;
+pub mod watermark;

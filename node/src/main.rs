@@ -1,2 +1,67 @@
-//! `ringfold-node`.
-fn main() {}
+//! `ringfold-node`: one node of a cluster.
+use ringfold_node::config::{self, Loaded, LogFormat, Settings};
+use ringfold_node::server;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const EXIT_SETTINGS: i32 = 2;
+
+#[allow(clippy::print_stdout, clippy::print_stderr)] // A command's output, before there is a log.
+fn main() {
+    let settings = match config::load_process() {
+        Ok(Loaded::Run(settings)) => *settings,
+        Ok(Loaded::Print(text)) => return println!("{text}"),
+        Err(e) => {
+            eprintln!("ringfold-node: {e}");
+            std::process::exit(EXIT_SETTINGS);
+        }
+    };
+    start_log(&settings);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(run(settings)),
+        Err(e) => {
+            eprintln!("ringfold-node: the runtime cannot be started: {e}");
+            1
+        }
+    };
+    std::process::exit(ended);
+}
+
+fn start_log(settings: &Settings) {
+    let filter = EnvFilter::new(&settings.log_level);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match settings.log_format {
+        LogFormat::Json => builder.json().init(),
+        LogFormat::Text => builder.with_ansi(false).init(),
+    }
+}
+
+async fn run(settings: Settings) -> i32 {
+    let stop = CancellationToken::new();
+    let on_signal = stop.clone();
+    tokio::spawn(async move {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (Ok(mut term), Ok(mut int)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            tracing::error!("signals cannot be handled: the node only ends when it is killed");
+            return;
+        };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        on_signal.cancel();
+    });
+    match server::run(settings, stop).await {
+        Ok(()) => 0,
+        Err(e) => {
+            tracing::error!(error = %e, "the node ended");
+            e.exit_code()
+        }
+    }
+}

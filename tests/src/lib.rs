@@ -1,1 +1,23 @@
-//! Whole-system tests.
+//! Whole-system tests: real nodes on this machine, real faults, and a checker over everything that
+//! the clients saw. Nothing here uses the product's own client, so that its faults hide no other's.
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`history`] | what each client asked and saw, on one clock |
+//! | [`fold`] | the reducers once more, independently |
+//! | [`checker`] | what must hold of a history and the log read at its end |
+//! | [`model`] | correct histories out of a naive store, to prove the checker on |
+//! | [`cluster`] | nodes on loopback: start, kill, pause, restart |
+//! | [`load`] | writers and readers that record a history |
+//! | [`shim`] | power loss: what was not synced is gone |
+//! | [`disk`] | small disks, damaged files |
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // support for tests: a panic is a failed test
+
+pub mod checker;
+pub mod cluster;
+pub mod disk;
+pub mod fold;
+pub mod history;
+pub mod load;
+pub mod model;
+pub mod shim;

@@ -11,61 +11,29 @@ pub enum Violation {
     #[error("{actual} partitions are placed, expected {expected}")]
     Partitions { actual: usize, expected: usize },
     #[error("partition {partition} has {actual} replicas, expected {expected}")]
-    Replicas {
-        partition: usize,
-        actual: usize,
-        expected: usize,
-    },
+    Replicas { partition: usize, actual: usize, expected: usize },
     #[error("partition {partition} is on node {node_id} twice")]
     Repeated { partition: usize, node_id: u64 },
     #[error("partition {partition} is on node {node_id}, which is no member with a weight above 0")]
     NoMember { partition: usize, node_id: u64 },
     #[error("node {node_id} has {actual} replicas, over its cap of {most}")]
-    OverCap {
-        node_id: u64,
-        actual: usize,
-        most: usize,
-    },
+    OverCap { node_id: u64, actual: usize, most: usize },
     #[error("zone {zone:?} has {actual} replicas, expected {least} to {most} for the best spread")]
-    ZoneTotal {
-        zone: String,
-        actual: usize,
-        least: usize,
-        most: usize,
-    },
+    ZoneTotal { zone: String, actual: usize, least: usize, most: usize },
     #[error(
         "partition {partition} has {actual} replicas in zone {zone:?}, expected {least} to {most}"
     )]
-    ZoneSpread {
-        partition: usize,
-        zone: String,
-        actual: usize,
-        least: usize,
-        most: usize,
-    },
+    ZoneSpread { partition: usize, zone: String, actual: usize, least: usize, most: usize },
     #[error("node {node_id} has {actual} replicas, expected {least} to {most}")]
-    Balance {
-        node_id: u64,
-        actual: usize,
-        least: usize,
-        most: usize,
-    },
+    Balance { node_id: u64, actual: usize, least: usize, most: usize },
     #[error("node {node_id} leads {actual} partitions, expected {least} to {most}")]
-    Leaders {
-        node_id: u64,
-        actual: usize,
-        least: usize,
-        most: usize,
-    },
+    Leaders { node_id: u64, actual: usize, least: usize, most: usize },
 }
 
 /// Recomputes every invariant of a placement at rest from the input alone, by other ways than
 /// the planner's. `input.current` does not matter here.
 pub fn check(input: &PlacementInput<'_>, placement: &Placement) -> Result<(), Vec<Violation>> {
-    let checked = PlacementInput {
-        current: None,
-        ..input.clone()
-    };
+    let checked = PlacementInput { current: None, ..input.clone() };
     validated(&checked).map_err(|e| vec![Violation::Input(e)])?;
     let found = shape(input, placement);
     let found = if found.is_empty() {
@@ -86,11 +54,7 @@ fn shape(input: &PlacementInput<'_>, placement: &Placement) -> Vec<Violation> {
     for (partition, ids) in placement.partitions.iter().enumerate() {
         let (actual, expected) = (ids.len(), input.replication_factor as usize);
         if actual != expected {
-            found.push(Violation::Replicas {
-                partition,
-                actual,
-                expected,
-            });
+            found.push(Violation::Replicas { partition, actual, expected });
         }
         let mut seen = BTreeSet::new();
         for &node_id in ids {
@@ -128,10 +92,7 @@ fn totals(input: &PlacementInput<'_>, placement: &Placement) -> Vec<Violation> {
     let members: Vec<_> = input.members.iter().filter(|m| m.weight > 0).collect();
     let shares = proportional(
         total,
-        &members
-            .iter()
-            .map(|m| (f64::from(m.weight), 0.0, partitions))
-            .collect::<Vec<_>>(),
+        &members.iter().map(|m| (f64::from(m.weight), 0.0, partitions)).collect::<Vec<_>>(),
     );
     let mut nodes: BTreeMap<u64, Node<'_>> = BTreeMap::new();
     let mut zones: BTreeMap<&str, Zone> = BTreeMap::new();
@@ -140,15 +101,7 @@ fn totals(input: &PlacementInput<'_>, placement: &Placement) -> Vec<Violation> {
         let zone = zones.entry(&m.zone).or_default();
         zone.share += share;
         zone.room += cap;
-        nodes.insert(
-            m.node_id,
-            Node {
-                zone: &m.zone,
-                share,
-                cap,
-                ..Node::default()
-            },
-        );
+        nodes.insert(m.node_id, Node { zone: &m.zone, share, cap, ..Node::default() });
     }
     for ids in &placement.partitions {
         for (i, id) in ids.iter().enumerate() {
@@ -169,17 +122,10 @@ fn totals(input: &PlacementInput<'_>, placement: &Placement) -> Vec<Violation> {
     balance(&nodes, &zones, &bounds, total, &mut found);
     let replication_factor = input.replication_factor as usize;
     for (&node_id, node) in &nodes {
-        let (least, most) = (
-            node.replicas / replication_factor,
-            node.replicas.div_ceil(replication_factor),
-        );
+        let (least, most) =
+            (node.replicas / replication_factor, node.replicas.div_ceil(replication_factor));
         if !(least..=most).contains(&node.leads) {
-            found.push(Violation::Leaders {
-                node_id,
-                actual: node.leads,
-                least,
-                most,
-            });
+            found.push(Violation::Leaders { node_id, actual: node.leads, least, most });
         }
     }
     found
@@ -204,10 +150,7 @@ fn zone_bounds(
         .map(|(&name, z)| {
             (
                 name.to_owned(),
-                (
-                    z.room.min(level * partitions),
-                    z.room.min((level + 1.0) * partitions),
-                ),
+                (z.room.min(level * partitions), z.room.min((level + 1.0) * partitions)),
             )
         })
         .collect()
@@ -259,10 +202,8 @@ fn balance(
     found: &mut Vec<Violation>,
 ) {
     let names: Vec<&str> = zones.keys().copied().collect();
-    let items: Vec<_> = names
-        .iter()
-        .map(|&name| (zones[name].share, bounds[name].0, bounds[name].1))
-        .collect();
+    let items: Vec<_> =
+        names.iter().map(|&name| (zones[name].share, bounds[name].0, bounds[name].1)).collect();
     for (name, zone_total) in names.iter().zip(proportional(total, &items)) {
         let members: Vec<_> = nodes.iter().filter(|(_, n)| n.zone == *name).collect();
         let items: Vec<_> = members.iter().map(|(_, n)| (n.share, 0.0, n.cap)).collect();
@@ -270,21 +211,12 @@ fn balance(
             let actual = node.replicas;
             if actual as f64 > node.cap {
                 let most = node.cap as usize;
-                found.push(Violation::OverCap {
-                    node_id,
-                    actual,
-                    most,
-                });
+                found.push(Violation::OverCap { node_id, actual, most });
             }
             let least = rounded_down(0.9 * node.share).min(rounded_down(forced)) as usize;
             let most = rounded_up(1.1 * node.share).max(rounded_up(forced)) as usize;
             if !(least..=most).contains(&actual) {
-                found.push(Violation::Balance {
-                    node_id,
-                    actual,
-                    least,
-                    most,
-                });
+                found.push(Violation::Balance { node_id, actual, least, most });
             }
         }
     }
@@ -302,10 +234,8 @@ fn rounded_up(x: f64) -> f64 {
 /// Shares `total` out by weight, within each one's least and most. Items are (weight, least,
 /// most). Goes from one bound that is met to the next, where the planner halves an interval.
 fn proportional(total: f64, items: &[(f64, f64, f64)]) -> Vec<f64> {
-    let mut factors: Vec<f64> = items
-        .iter()
-        .flat_map(|&(w, least, most)| [least / w, most / w])
-        .collect();
+    let mut factors: Vec<f64> =
+        items.iter().flat_map(|&(w, least, most)| [least / w, most / w]).collect();
     factors.sort_by(f64::total_cmp);
     let at = |factor: f64| items.iter().map(move |&(w, l, m)| (factor * w).clamp(l, m));
     let sum = |factor: f64| at(factor).sum::<f64>();

@@ -18,11 +18,8 @@ pub(crate) fn leaders(
     let most = |n: usize| loads[n].div_ceil(replication_factor);
 
     let mut leads = vec![0usize; node_count];
-    let mut chosen: Vec<Option<usize>> = rows
-        .iter()
-        .zip(current)
-        .map(|(row, led)| led.filter(|n| row.contains(n)))
-        .collect();
+    let mut chosen: Vec<Option<usize>> =
+        rows.iter().zip(current).map(|(row, led)| led.filter(|n| row.contains(n))).collect();
     for &n in chosen.iter().flatten() {
         leads[n] += 1;
     }
@@ -51,9 +48,7 @@ pub(crate) fn leaders(
     }
     for n in 0..node_count {
         while leads[n] < least(n)
-            && shift(rows, &mut leaders, &mut leads, n, false, &|w, l| {
-                l > least(w)
-            })
+            && shift(rows, &mut leaders, &mut leads, n, false, &|w, l| l > least(w))
         {}
     }
     leaders

@@ -29,10 +29,7 @@ pub enum PlacementError {
     #[error(
         "{replication_factor} replicas need as many members with a weight above 0, and there are {members}: add nodes or lower the replication factor"
     )]
-    TooFewMembers {
-        members: usize,
-        replication_factor: u32,
-    },
+    TooFewMembers { members: usize, replication_factor: u32 },
     #[error("the current placement has {current} partitions, and {expected} are to be placed")]
     CurrentPartitions { current: usize, expected: u32 },
     /// A fault of this crate.
@@ -111,14 +108,8 @@ pub fn place(input: &PlacementInput<'_>) -> Result<Explained, PlacementError> {
     for &n in current.rows.iter().flatten() {
         loads[n] += 1;
     }
-    let quotas = quotas(
-        &nodes,
-        zones.len(),
-        partitions,
-        replication_factor,
-        input.load_factor,
-        &loads,
-    );
+    let quotas =
+        quotas(&nodes, zones.len(), partitions, replication_factor, input.load_factor, &loads);
     let by_zone = zone_counts(&nodes, &quotas, &current.rows, &loads, replication_factor)
         .ok_or(PlacementError::NotFound)?;
     let mut rows = vec![Vec::with_capacity(replication_factor); partitions];
@@ -150,11 +141,7 @@ pub fn place(input: &PlacementInput<'_>) -> Result<Explained, PlacementError> {
         leaders: &leaders,
     };
     let moves = explanation.moves();
-    Ok(Explained {
-        explanation: explanation.lines(),
-        placement,
-        moves,
-    })
+    Ok(Explained { explanation: explanation.lines(), placement, moves })
 }
 
 /// The current placement in terms of the nodes that may stay.
@@ -195,16 +182,8 @@ fn zone_counts(
     replication_factor: usize,
 ) -> Option<Vec<Vec<usize>>> {
     let partitions = current.len();
-    let bases: Vec<usize> = quotas
-        .zones
-        .iter()
-        .map(|total| total / partitions)
-        .collect();
-    let extras: Vec<usize> = quotas
-        .zones
-        .iter()
-        .map(|total| total % partitions)
-        .collect();
+    let bases: Vec<usize> = quotas.zones.iter().map(|total| total / partitions).collect();
+    let extras: Vec<usize> = quotas.zones.iter().map(|total| total % partitions).collect();
     let demand = replication_factor.checked_sub(bases.iter().sum())?;
     let kept: Vec<Vec<usize>> = current
         .iter()
@@ -222,19 +201,10 @@ fn zone_counts(
         .collect();
     let ids: Vec<u64> = nodes.iter().map(|n| n.id).collect();
     let ring = Ring::new(&ids);
-    let rows = Fit {
-        demands: &vec![demand; partitions],
-        quotas: &extras,
-        kept: &kept,
-    }
-    .fill(
+    let rows = Fit { demands: &vec![demand; partitions], quotas: &extras, kept: &kept }.fill(
         |p| ring.walk(p).map(|n| nodes[n].zone),
         // Where one of the zone's nodes has too much anyway.
-        |p, z| {
-            current[p]
-                .iter()
-                .any(|&n| nodes[n].zone == z && loads[n] > quotas.nodes[n])
-        },
+        |p, z| current[p].iter().any(|&n| nodes[n].zone == z && loads[n] > quotas.nodes[n]),
     )?;
     let mut counts: Vec<Vec<usize>> = bases.iter().map(|&base| vec![base; partitions]).collect();
     for (p, row) in rows.iter().enumerate() {
@@ -260,18 +230,10 @@ fn fill_zone(
     let quotas: Vec<usize> = in_zone.iter().map(|&n| quotas.nodes[n]).collect();
     let kept: Vec<Vec<usize>> = current
         .iter()
-        .map(|row| {
-            row.iter()
-                .filter_map(|n| in_zone.binary_search(n).ok())
-                .collect()
-        })
+        .map(|row| row.iter().filter_map(|n| in_zone.binary_search(n).ok()).collect())
         .collect();
-    let filled = Fit {
-        demands: counts,
-        quotas: &quotas,
-        kept: &kept,
-    }
-    .fill(|p| ring.walk(p), |_, _| false)?;
+    let filled = Fit { demands: counts, quotas: &quotas, kept: &kept }
+        .fill(|p| ring.walk(p), |_, _| false)?;
     for (row, columns) in rows.iter_mut().zip(filled) {
         row.extend(columns.into_iter().map(|c| in_zone[c]));
     }
@@ -315,8 +277,7 @@ impl Report<'_> {
             lines.push(format!(
                 "{} of {total} replicas move, {} partitions get another leader",
                 self.moves(),
-                led.filter(|(before, leader)| **before != Some(**leader))
-                    .count(),
+                led.filter(|(before, leader)| **before != Some(**leader)).count(),
             ));
         }
         let nodes = self.node_lines();
@@ -335,11 +296,7 @@ impl Report<'_> {
         let counts = &self.by_zone[z];
         let least = counts.iter().min().copied().unwrap_or_default();
         let most = counts.iter().max().copied().unwrap_or_default();
-        let each = if least == most {
-            format!("{least}")
-        } else {
-            format!("{least} or {most}")
-        };
+        let each = if least == most { format!("{least}") } else { format!("{least} or {most}") };
         let full = if self.quotas.zones[z] == room && least < most {
             "; its nodes are at their caps"
         } else {

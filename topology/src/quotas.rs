@@ -42,42 +42,29 @@ pub(crate) fn quotas(
 ) -> Quotas {
     let total = partitions * replication_factor;
     let each = partitions as f64;
-    let shares = stretch(
-        total as f64,
-        nodes.iter().map(|n| (f64::from(n.weight), 0.0, each)),
-    );
-    let caps: Vec<usize> = shares
-        .iter()
-        .map(|s| up(load_factor * s).min(partitions))
-        .collect();
+    let shares = stretch(total as f64, nodes.iter().map(|n| (f64::from(n.weight), 0.0, each)));
+    let caps: Vec<usize> = shares.iter().map(|s| up(load_factor * s).min(partitions)).collect();
 
     // Zones: the same level everywhere, as far as their nodes' caps reach. Between the level
     // reached and the next one the shares decide.
     let by_zone: Vec<Vec<usize>> = (0..zone_count)
         .map(|z| (0..nodes.len()).filter(|&i| nodes[i].zone == z).collect())
         .collect();
-    let rooms: Vec<usize> = by_zone
-        .iter()
-        .map(|in_zone| in_zone.iter().map(|&i| caps[i]).sum())
-        .collect();
+    let rooms: Vec<usize> =
+        by_zone.iter().map(|in_zone| in_zone.iter().map(|&i| caps[i]).sum()).collect();
     let filled = |level: usize| -> usize { rooms.iter().map(|&r| r.min(level * partitions)).sum() };
-    let level = (0..=replication_factor)
-        .rev()
-        .find(|&level| filled(level) <= total)
-        .unwrap_or_default();
+    let level =
+        (0..=replication_factor).rev().find(|&level| filled(level) <= total).unwrap_or_default();
     let zone_bounds: Vec<Limits> = rooms
         .iter()
         .map(|&r| (r.min(level * partitions), r.min((level + 1) * partitions)))
         .collect();
     let zone_targets = stretch(
         total as f64,
-        by_zone
-            .iter()
-            .zip(&zone_bounds)
-            .map(|(in_zone, &(lo, hi))| {
-                let share: f64 = in_zone.iter().map(|&i| shares[i]).sum();
-                (share, lo as f64, hi as f64)
-            }),
+        by_zone.iter().zip(&zone_bounds).map(|(in_zone, &(lo, hi))| {
+            let share: f64 = in_zone.iter().map(|&i| shares[i]).sum();
+            (share, lo as f64, hi as f64)
+        }),
     );
 
     // Nodes: within 10 % of the share, rounded outwards; further off only as far as the zones
@@ -97,17 +84,13 @@ pub(crate) fn quotas(
             (least.clamp(lo, hi), most.clamp(lo, hi))
         })
         .collect();
-    let starts: Vec<usize> = by_zone
-        .iter()
-        .map(|in_zone| in_zone.iter().map(|&i| clamped(i)).sum())
-        .collect();
+    let starts: Vec<usize> =
+        by_zone.iter().map(|in_zone| in_zone.iter().map(|&i| clamped(i)).sum()).collect();
     let zones = settle(total, &starts, &zone_rests, &zone_targets);
     let mut quotas = vec![0; nodes.len()];
     for (z, in_zone) in by_zone.iter().enumerate() {
-        let targets = stretch(
-            zone_targets[z],
-            in_zone.iter().map(|&i| (shares[i], 0.0, caps[i] as f64)),
-        );
+        let targets =
+            stretch(zone_targets[z], in_zone.iter().map(|&i| (shares[i], 0.0, caps[i] as f64)));
         let starts: Vec<usize> = in_zone.iter().map(|&i| kept[i]).collect();
         let rests: Vec<Limits> = in_zone.iter().map(|&i| rests[i]).collect();
         let settled = settle(zones[z], &starts, &rests, &targets);
@@ -115,12 +98,7 @@ pub(crate) fn quotas(
             quotas[i] = quota;
         }
     }
-    Quotas {
-        shares,
-        caps,
-        zones,
-        nodes: quotas,
-    }
+    Quotas { shares, caps, zones, nodes: quotas }
 }
 
 fn down(x: f64) -> usize {
@@ -136,17 +114,9 @@ fn up(x: f64) -> usize {
 fn stretch(total: f64, items: impl Iterator<Item = (f64, f64, f64)>) -> Vec<f64> {
     let items: Vec<_> = items.collect();
     let at = |factor: f64| {
-        items
-            .iter()
-            .map(move |&(weight, least, most)| (factor * weight).clamp(least, most))
+        items.iter().map(move |&(weight, least, most)| (factor * weight).clamp(least, most))
     };
-    let (mut low, mut high) = (
-        0.0,
-        items
-            .iter()
-            .map(|&(w, _, most)| most / w)
-            .fold(0.0, f64::max),
-    );
+    let (mut low, mut high) = (0.0, items.iter().map(|&(w, _, most)| most / w).fold(0.0, f64::max));
     // As many halvings as a float has bits, and some for its exponent.
     for _ in 0..100 {
         let middle = (low + high) / 2.0;
@@ -178,11 +148,8 @@ fn settle(total: usize, starts: &[usize], rests: &[Limits], targets: &[f64]) -> 
             }
         })
         .collect();
-    let mut values: Vec<usize> = starts
-        .iter()
-        .zip(&limits)
-        .map(|(start, &(lo, hi))| *start.clamp(&lo, &hi))
-        .collect();
+    let mut values: Vec<usize> =
+        starts.iter().zip(&limits).map(|(start, &(lo, hi))| *start.clamp(&lo, &hi)).collect();
     let mut sum: usize = values.iter().sum();
     // Step by step, the one furthest from its target first.
     while sum < total {

@@ -33,12 +33,7 @@ struct Entry {
 
 impl Hash for Entry {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        Key {
-            kind: b'n',
-            id: self.id,
-            copy: self.copy,
-        }
-        .hash(state);
+        Key { kind: b'n', id: self.id, copy: self.copy }.hash(state);
     }
 }
 
@@ -70,15 +65,8 @@ impl Ring {
 
     /// All nodes from the partition's point onwards; each comes several times.
     pub(crate) fn walk(&self, partition: usize) -> impl Iterator<Item = usize> {
-        let point = Key {
-            kind: b'p',
-            id: partition as u64,
-            copy: 0,
-        };
-        let start = self
-            .ring
-            .get(&point)
-            .map_or(0, |e| self.at[e.node * COPIES + e.copy as usize]);
+        let point = Key { kind: b'p', id: partition as u64, copy: 0 };
+        let start = self.ring.get(&point).map_or(0, |e| self.at[e.node * COPIES + e.copy as usize]);
         let (before, after) = self.order.split_at(start);
         after.iter().chain(before).copied()
     }

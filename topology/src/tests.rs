@@ -4,18 +4,11 @@ mod properties;
 use super::*;
 
 pub(crate) fn member(node_id: u64, zone: &str, weight: u32) -> Member {
-    Member {
-        node_id,
-        zone: zone.to_owned(),
-        weight,
-    }
+    Member { node_id, zone: zone.to_owned(), weight }
 }
 
 pub(crate) fn members(zones: &[&str]) -> Vec<Member> {
-    (1..)
-        .zip(zones)
-        .map(|(id, zone)| member(id, zone, NORMAL_WEIGHT))
-        .collect()
+    (1..).zip(zones).map(|(id, zone)| member(id, zone, NORMAL_WEIGHT)).collect()
 }
 
 pub(crate) fn input<'a>(
@@ -24,13 +17,7 @@ pub(crate) fn input<'a>(
     replication_factor: u32,
     current: Option<&'a Placement>,
 ) -> PlacementInput<'a> {
-    PlacementInput {
-        members,
-        partitions,
-        replication_factor,
-        load_factor: LOAD_FACTOR,
-        current,
-    }
+    PlacementInput { members, partitions, replication_factor, load_factor: LOAD_FACTOR, current }
 }
 
 fn loads(placement: &Placement, node_id: u64) -> usize {
@@ -72,12 +59,8 @@ fn three_nodes_hold_everything_and_lead_a_third() {
 
 #[test]
 fn a_plan_explains_itself() {
-    let members = [
-        member(1, "a", 100),
-        member(2, "b", 100),
-        member(3, "c", 100),
-        member(4, "c", 200),
-    ];
+    let members =
+        [member(1, "a", 100), member(2, "b", 100), member(3, "c", 100), member(4, "c", 200)];
     let before = place(&input(&members[..3], 16, 3, None)).unwrap();
     let plan = place(&input(&members, 16, 3, Some(&before.placement))).unwrap();
     let text = plan.explanation.join("\n");
@@ -89,10 +72,8 @@ fn a_partition_has_a_replica_in_each_of_three_zones() {
     let members = members(&["a", "a", "b", "b", "c", "c", "c"]);
     let plan = place(&input(&members, 64, 3, None)).unwrap();
     for ids in &plan.placement.partitions {
-        let zones: std::collections::BTreeSet<_> = ids
-            .iter()
-            .map(|id| &members[*id as usize - 1].zone)
-            .collect();
+        let zones: std::collections::BTreeSet<_> =
+            ids.iter().map(|id| &members[*id as usize - 1].zone).collect();
         assert_eq!(zones.len(), 3);
     }
 }
@@ -109,9 +90,8 @@ fn a_small_zone_takes_no_more_than_its_cap() {
 
 #[test]
 fn a_node_of_double_weight_holds_double() {
-    let members: Vec<_> = (1..=6)
-        .map(|id| member(id, "", if id == 6 { 200 } else { 100 }))
-        .collect();
+    let members: Vec<_> =
+        (1..=6).map(|id| member(id, "", if id == 6 { 200 } else { 100 })).collect();
     let plan = place(&input(&members, 512, 1, None)).unwrap();
     assert_eq!(loads(&plan.placement, 1), 73);
     assert!((146..=147).contains(&loads(&plan.placement, 6)));
@@ -133,25 +113,16 @@ fn what_cannot_be_placed_is_refused_by_name() {
     let refused = |input: &PlacementInput<'_>| place(input).unwrap_err();
     assert_eq!(
         refused(&input(&two, 16, 3, None)),
-        PlacementError::TooFewMembers {
-            members: 2,
-            replication_factor: 3
-        }
+        PlacementError::TooFewMembers { members: 2, replication_factor: 3 }
     );
     let weightless = [member(1, "", 100), member(2, "", 0)];
     assert_eq!(
         refused(&input(&weightless, 16, 2, None)),
-        PlacementError::TooFewMembers {
-            members: 1,
-            replication_factor: 2
-        }
+        PlacementError::TooFewMembers { members: 1, replication_factor: 2 }
     );
     assert_eq!(
         refused(&input(&[], 16, 1, None)),
-        PlacementError::TooFewMembers {
-            members: 0,
-            replication_factor: 1
-        }
+        PlacementError::TooFewMembers { members: 0, replication_factor: 1 }
     );
     for partitions in [0, 3, 2048] {
         assert_eq!(
@@ -159,28 +130,16 @@ fn what_cannot_be_placed_is_refused_by_name() {
             PlacementError::Partitions(partitions)
         );
     }
-    assert_eq!(
-        refused(&input(&two, 16, 0, None)),
-        PlacementError::ReplicationFactor
-    );
+    assert_eq!(refused(&input(&two, 16, 0, None)), PlacementError::ReplicationFactor);
     let twice = [member(7, "a", 100), member(7, "b", 100)];
-    assert_eq!(
-        refused(&input(&twice, 16, 1, None)),
-        PlacementError::RepeatedMember(7)
-    );
+    assert_eq!(refused(&input(&twice, 16, 1, None)), PlacementError::RepeatedMember(7));
     let of_another = place(&input(&two, 8, 1, None)).unwrap().placement;
     assert_eq!(
         refused(&input(&two, 16, 1, Some(&of_another))),
-        PlacementError::CurrentPartitions {
-            current: 8,
-            expected: 16
-        }
+        PlacementError::CurrentPartitions { current: 8, expected: 16 }
     );
     for load_factor in [0.9, f64::NAN, f64::INFINITY] {
-        let wrong = PlacementInput {
-            load_factor,
-            ..input(&two, 16, 1, None)
-        };
+        let wrong = PlacementInput { load_factor, ..input(&two, 16, 1, None) };
         assert!(matches!(refused(&wrong), PlacementError::LoadFactor(_)));
     }
 }
@@ -199,30 +158,18 @@ fn check_finds_each_planted_fault() {
     let any = |found: Vec<Violation>, f: fn(&Violation) -> bool| {
         assert!(found.iter().any(f), "{found:?}");
     };
-    any(found(&|p| p.truncate(15)), |v| {
-        matches!(v, Violation::Partitions { actual: 15, .. })
-    });
-    any(found(&|p| p[3].truncate(2)), |v| {
-        matches!(v, Violation::Replicas { partition: 3, .. })
-    });
-    any(found(&|p| p[3][1] = p[3][0]), |v| {
-        matches!(v, Violation::Repeated { partition: 3, .. })
-    });
-    any(found(&|p| p[3][1] = 99), |v| {
-        matches!(v, Violation::NoMember { node_id: 99, .. })
-    });
+    any(found(&|p| p.truncate(15)), |v| matches!(v, Violation::Partitions { actual: 15, .. }));
+    any(found(&|p| p[3].truncate(2)), |v| matches!(v, Violation::Replicas { partition: 3, .. }));
+    any(found(&|p| p[3][1] = p[3][0]), |v| matches!(v, Violation::Repeated { partition: 3, .. }));
+    any(found(&|p| p[3][1] = 99), |v| matches!(v, Violation::NoMember { node_id: 99, .. }));
     // Node 1 takes all that node 2 of its zone has.
     let greedy = found(&|p| {
         for id in p.iter_mut().flatten().filter(|id| **id == 2) {
             *id = 1;
         }
     });
-    any(greedy.clone(), |v| {
-        matches!(v, Violation::OverCap { node_id: 1, .. })
-    });
-    any(greedy, |v| {
-        matches!(v, Violation::Balance { node_id: 2, .. })
-    });
+    any(greedy.clone(), |v| matches!(v, Violation::OverCap { node_id: 1, .. }));
+    any(greedy, |v| matches!(v, Violation::Balance { node_id: 2, .. }));
     // Two partitions trade zones: totals stay, the spread does not.
     let traded = found(&|p| {
         let of = |row: &[u64], ids: [u64; 2]| row.iter().position(|id| ids.contains(id)).unwrap();
@@ -236,9 +183,7 @@ fn check_finds_each_planted_fault() {
         let (i, j) = (of(&p[0], [1, 2]), of(&p[q], [3, 4]));
         (p[0][i], p[q][j]) = (p[q][j], p[0][i]);
     });
-    any(traded, |v| {
-        matches!(v, Violation::ZoneSpread { partition: 0, .. })
-    });
+    any(traded, |v| matches!(v, Violation::ZoneSpread { partition: 0, .. }));
     // All of zone a moves to zone b, where there is room for no more than the caps.
     any(
         found(&|p| {
@@ -255,14 +200,7 @@ fn check_finds_each_planted_fault() {
         matches!(v, Violation::Leaders { .. })
     });
     any(
-        check(
-            &PlacementInput {
-                replication_factor: 7,
-                ..input.clone()
-            },
-            &good,
-        )
-        .unwrap_err(),
+        check(&PlacementInput { replication_factor: 7, ..input.clone() }, &good).unwrap_err(),
         |v| matches!(v, Violation::Input(PlacementError::TooFewMembers { .. })),
     );
 }

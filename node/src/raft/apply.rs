@@ -43,11 +43,27 @@ pub struct Committed {
 
 /// Work for the thread that owns a group's state machine; in order for each group.
 pub enum ApplyTask {
-    Open { group: GroupId, machine: Box<dyn StateMachine>, view: Arc<ReplicaView> },
-    Entries { group: GroupId, replica: ReplicaId, entries: Vec<Committed> },
+    Open {
+        group: GroupId,
+        machine: Box<dyn StateMachine>,
+        view: Arc<ReplicaView>,
+    },
+    Entries {
+        group: GroupId,
+        replica: ReplicaId,
+        entries: Vec<Committed>,
+    },
     /// The record names this directory now: go on with the checkpoint in it.
-    Install { group: GroupId, replica: ReplicaId, directory: u32, index: u64 },
-    Close { group: GroupId, replica: ReplicaId },
+    Install {
+        group: GroupId,
+        replica: ReplicaId,
+        directory: u32,
+        index: u64,
+    },
+    Close {
+        group: GroupId,
+        replica: ReplicaId,
+    },
 }
 
 impl ApplyTask {
@@ -64,9 +80,17 @@ impl ApplyTask {
 /// What the driver hears back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ApplyNotice {
-    Applied { group: GroupId, replica: ReplicaId, index: u64 },
+    Applied {
+        group: GroupId,
+        replica: ReplicaId,
+        index: u64,
+    },
     /// The group cannot go on: it is closed.
-    Failed { group: GroupId, replica: ReplicaId, reason: Arc<str> },
+    Failed {
+        group: GroupId,
+        replica: ReplicaId,
+        reason: Arc<str>,
+    },
 }
 
 /// Opens the database of an installed checkpoint.
@@ -140,7 +164,8 @@ impl Applier {
                     Err(reason) => Some(ApplyNotice::Failed {
                         group,
                         replica,
-                        reason: format!("the installed checkpoint cannot be opened: {reason}").into(),
+                        reason: format!("the installed checkpoint cannot be opened: {reason}")
+                            .into(),
                     }),
                 }
             }
@@ -186,10 +211,9 @@ impl Machine {
         let (index, _, position) = self.machine.applied();
         // Readers that wait for a position see it before the client hears of its append.
         self.view.applied.send_replace(Applied { index, position });
-        self.view.unflushed_bytes.store(
-            self.machine.unflushed_bytes(),
-            std::sync::atomic::Ordering::Relaxed,
-        );
+        self.view
+            .unflushed_bytes
+            .store(self.machine.unflushed_bytes(), std::sync::atomic::Ordering::Relaxed);
         for (replies, outcomes) in answers {
             let mut outcomes = outcomes.into_iter();
             for (count, reply) in replies {

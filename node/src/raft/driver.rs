@@ -7,11 +7,10 @@ use crate::clock::EPOCH_UNIX_MS;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::raft::apply::{ApplyNotice, ApplyTask, StateMachine};
 use crate::raft::group::{Group, Proposal};
-use crate::raft::handle::{
-    ProposeError, ReadError, ReplicaView, Request, Role, TransferOutcome,
-};
+use crate::raft::handle::{ProposeError, ReadError, ReplicaView, Request, Role, TransferOutcome};
 use crate::raft::log::{LogOp, RaftLog, ReplicaRecord, Vote};
 use crate::raft::membership::Membership;
+pub use crate::raft::message::{Channel, PeerMessage};
 use prost_raft::Message as _;
 use raft::eraftpb::{Message, MessageType};
 use std::collections::{BTreeMap, HashMap};
@@ -88,24 +87,11 @@ impl DriverSettings {
 
     /// Three quarters of the shortest election timeout.
     pub fn lease_ns(&self) -> u64 {
-        self.election_ns() / 4 * 3
+        match self.faults.lease_over_pause {
+            true => self.election_ns() * 60,
+            false => self.election_ns() / 4 * 3,
+        }
     }
-}
-
-/// Which connection a message takes: heartbeats and votes must not wait behind entries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Channel {
-    Votes,
-    Entries,
-}
-
-/// A raft message between replicas of one group.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerMessage {
-    pub group: GroupId,
-    pub from: ReplicaId,
-    pub to: ReplicaId,
-    pub bytes: Vec<u8>,
 }
 
 /// A group to run: new, or as found in the log at start.
@@ -156,7 +142,10 @@ pub struct GroupFacts {
 }
 
 pub enum Input {
-    Messages { from: NodeId, messages: Vec<PeerMessage> },
+    Messages {
+        from: NodeId,
+        messages: Vec<PeerMessage>,
+    },
     Request(Request),
     /// The sync of these is done, in the order of their writes.
     Persisted(Vec<PersistedItem>),
@@ -164,17 +153,30 @@ pub enum Input {
     Create(Box<NewGroup>),
     Incoming(Box<Incoming>),
     /// The database holds everything up to `index` durably.
-    Flushed { group: GroupId, replica: ReplicaId, index: u64 },
+    Flushed {
+        group: GroupId,
+        replica: ReplicaId,
+        index: u64,
+    },
     ChangeMembership {
         group: GroupId,
         change: MembershipChange,
         reply: oneshot::Sender<Result<(), String>>,
     },
-    Facts { group: GroupId, reply: oneshot::Sender<Option<GroupFacts>> },
+    Facts {
+        group: GroupId,
+        reply: oneshot::Sender<Option<GroupFacts>>,
+    },
     /// A transfer of a checkpoint at `index` runs: keep the log behind it. `None`: it ended.
-    TransferFloor { group: GroupId, to: ReplicaId, index: Option<u64> },
+    TransferFloor {
+        group: GroupId,
+        to: ReplicaId,
+        index: Option<u64>,
+    },
     /// This node's wall clock is so far ahead of its peers' median.
-    ClockAhead { ms: i64 },
+    ClockAhead {
+        ms: i64,
+    },
 }
 
 /// A Ready whose writes are in a batch.
@@ -211,8 +213,6 @@ pub struct Round {
     pub apply: Vec<ApplyTask>,
     /// Replicas that are behind the kept log: (group, the replica, its node).
     pub checkpoints_wanted: Vec<(GroupId, ReplicaId, NodeId)>,
-    /// Somebody waits for an applied notice: it should wake the driver.
-    pub waits_for_apply: bool,
 }
 
 /// What was dropped, by reason; shared with status and metrics.
@@ -288,12 +288,12 @@ impl Driver {
             match input {
                 Input::Persisted(items) => {
                     for item in items {
-                        self.persisted(now, item, &mut round);
+                        self.persisted(item, &mut round);
                     }
                 }
                 Input::Notices(notices) => {
                     for n in notices {
-                        self.notice(now, n, &mut round);
+                        self.notice(n, &mut round);
                     }
                 }
                 Input::Messages { from, messages: m } => messages.push((from, m)),
@@ -310,14 +310,16 @@ impl Driver {
         }
         if now.boot_ns >= self.next_tick_ns {
             let tick_ns = self.settings.tick_ms * 1_000_000;
-            // No burst of ticks after a pause.
-            self.next_tick_ns = (self.next_tick_ns + tick_ns).max(now.boot_ns);
+            // No burst of ticks after a pause, and never two ticks much closer than a tick: a lease
+            // counts on a follower's election timeout lasting nearly as long as its ticks say.
+            let late = now.boot_ns - self.next_tick_ns;
+            let due = if late > tick_ns / 4 { now.boot_ns } else { self.next_tick_ns };
+            self.next_tick_ns = due + tick_ns;
             self.tick(now, &mut round);
         }
         self.start_reads();
         self.start_proposals(now, &mut round);
         self.readies(now, &mut round);
-        round.waits_for_apply = self.groups.values().any(|g| g.waits_for_apply());
         round
     }
 
@@ -356,23 +358,23 @@ impl Driver {
 
     /// Closes one group; the others go on.
     fn close(&mut self, id: GroupId, reason: &str, round: &mut Round) {
-        let Some(mut g) = self.groups.remove(&id) else { return };
-        tracing::error!(group = %id, replica = g.replica.0, reason, "replica closed");
+        let Some(g) = self.groups.remove(&id) else { return };
+        let replica = g.replica;
+        tracing::error!(group = %id, replica = replica.0, reason, "replica closed");
         g.close(reason);
-        round.apply.push(ApplyTask::Close { group: id, replica: g.replica });
+        round.apply.push(ApplyTask::Close { group: id, replica });
     }
 
-    fn persisted(&mut self, now: Now, item: PersistedItem, round: &mut Round) {
+    fn persisted(&mut self, item: PersistedItem, round: &mut Round) {
         let id = item.group;
         if self.groups.get(&id).is_none_or(|g| g.replica != item.replica) {
             return;
         }
-        let lease_ns = self.settings.lease_ns();
-        self.with_group(id, round, |g, round| g.persisted(now, &item, lease_ns, round));
+        self.with_group(id, round, |g, round| g.persisted(&item, round));
         self.mark(id);
     }
 
-    fn notice(&mut self, now: Now, n: ApplyNotice, round: &mut Round) {
+    fn notice(&mut self, n: ApplyNotice, round: &mut Round) {
         match n {
             ApplyNotice::Applied { group, replica, index } => {
                 if self.groups.get(&group).is_none_or(|g| g.replica != replica) {
@@ -380,7 +382,7 @@ impl Driver {
                 }
                 let cache_bytes = self.settings.cache_bytes;
                 self.with_group(group, round, |g, _| {
-                    g.applied(now, index, cache_bytes);
+                    g.applied(index, cache_bytes);
                     Ok(())
                 });
                 self.mark(group);
@@ -440,7 +442,7 @@ impl Driver {
         match input {
             Input::Persisted(_) | Input::Notices(_) | Input::Messages { .. } => {}
             Input::Request(r) => self.request(now, r),
-            Input::Create(new) => self.create(now, *new, round),
+            Input::Create(new) => self.create(*new, round),
             Input::Incoming(incoming) => {
                 let id = incoming.group;
                 match self.groups.get(&id) {
@@ -460,7 +462,7 @@ impl Driver {
                 let kept = self.settings.kept_log_bytes;
                 if self.groups.get(&group).is_some_and(|g| g.replica == replica) {
                     self.with_group(group, round, |g, round| {
-                        g.flushed(now, index, kept, &mut round.write);
+                        g.flushed(index, kept, &mut round.write);
                         Ok(())
                     });
                 }
@@ -482,7 +484,10 @@ impl Driver {
                 }
             }
             Input::ClockAhead { ms } => {
-                tracing::warn!(ahead_ms = ms, "this node's clock is ahead of its peers': handing leaderships over");
+                tracing::warn!(
+                    ahead_ms = ms,
+                    "this node's clock is ahead of its peers': handing leaderships over"
+                );
                 self.shedding_until_ns = now.boot_ns + 1_000_000_000;
             }
         }
@@ -491,7 +496,7 @@ impl Driver {
     fn request(&mut self, now: Now, request: Request) {
         match request {
             Request::Propose { group, commands, after_position, reply } => {
-                let total: u64 = self.groups.values().map(|g| g.inflight_bytes()).sum();
+                let total: u64 = self.groups.values().map(|g| g.in_flight_bytes()).sum();
                 let Some(g) = self.groups.get_mut(&group) else {
                     let _ = reply.send(Err(ProposeError::NoReplica));
                     return;
@@ -503,7 +508,7 @@ impl Driver {
                     let _ = reply.send(Err(ProposeError::NotLeader { leader: g.leader_node() }));
                 } else if ahead_ms > 500 {
                     let _ = reply.send(Err(ProposeError::ClockBehind { ahead_ms }));
-                } else if g.inflight_bytes() + bytes > self.settings.partition_inflight_bytes
+                } else if g.in_flight_bytes() + bytes > self.settings.partition_inflight_bytes
                     || total + bytes > self.settings.node_inflight_bytes
                 {
                     let _ = reply.send(Err(ProposeError::Busy));
@@ -527,15 +532,16 @@ impl Driver {
                 self.shed = 0;
             }
             Request::Transfer { group, to } => {
+                let election_ns = self.settings.election_ns();
                 if let Some(g) = self.groups.get_mut(&group) {
-                    g.begin_transfer(now, Some(to));
+                    g.begin_transfer(now, Some(to), election_ns);
                     self.mark(group);
                 }
             }
         }
     }
 
-    fn create(&mut self, now: Now, new: NewGroup, round: &mut Round) {
+    fn create(&mut self, new: NewGroup, round: &mut Round) {
         let id = new.record.group;
         if let Some(g) = self.groups.get(&id) {
             if g.replica != new.record.replica {
@@ -547,13 +553,27 @@ impl Driver {
         let (fresh, record, view) = (new.fresh, new.record.clone(), new.view.clone());
         let (vote, last) = (new.vote, new.last_index);
         let made = catch_unwind(AssertUnwindSafe(|| {
-            Group::new(&self.settings, self.log.clone(), &new.record, vote, last, &new.machine,
-                view.clone(), self.started_ns, &self.logger)
+            Group::new(
+                &self.settings,
+                self.log.clone(),
+                &new.record,
+                vote,
+                last,
+                &*new.machine,
+                view.clone(),
+                self.started_ns,
+                &self.logger,
+            )
         }));
         let group = match made {
             Ok(Ok(group)) => group,
             Ok(Err(reason)) => return Self::refuse_group(&view, &reason),
-            Err(_) => return Self::refuse_group(&view, "raft refused the replica's state (see the log above)"),
+            Err(_) => {
+                return Self::refuse_group(
+                    &view,
+                    "raft refused the replica's state (see the log above)",
+                );
+            }
         };
         if fresh {
             round.write.ops.push(LogOp::Record(Box::new(record.clone())));
@@ -566,10 +586,9 @@ impl Driver {
                 Ok(())
             });
         }
-        if let Some(g) = self.groups.get(&id) {
+        if let Some(g) = self.groups.get_mut(&id) {
             g.publish();
         }
-        let _ = now;
         self.mark(id);
     }
 

@@ -83,7 +83,7 @@ pub struct Applied {
 }
 
 /// Slow-changing facts of a replica, for status, routing and health.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {
     pub role: Role,
     pub term: u64,
@@ -93,9 +93,36 @@ pub struct Status {
     pub commit_index: u64,
     pub flushed_index: u64,
     pub closed_reason: Option<Arc<str>>,
+    /// Nodes of the group's voters, as this replica has applied.
+    pub voters: Arc<[NodeId]>,
 }
 
 impl ReplicaView {
+    pub fn new(
+        group: GroupId,
+        replica: ReplicaId,
+        reader: Reader,
+        applied: Applied,
+    ) -> ReplicaView {
+        ReplicaView {
+            group,
+            replica,
+            reader,
+            applied: watch::Sender::new(applied),
+            unflushed_bytes: AtomicU64::new(0),
+            lease_until_ns: AtomicU64::new(0),
+            status: RwLock::default(),
+        }
+    }
+
+    /// Marks the replica as closed after a fault: it answers nothing any more.
+    pub fn close(&self, reason: &str) {
+        self.lease_until_ns.store(0, Ordering::Release);
+        let mut status = self.status.write();
+        status.role = Role::Closed;
+        status.closed_reason = Some(reason.into());
+    }
+
     /// Whether a LEASE read may be answered now without a round.
     pub fn lease_is_valid(&self) -> bool {
         crate::clock::boottime_ns() < self.lease_until_ns.load(Ordering::Acquire)
@@ -114,10 +141,7 @@ pub enum Request {
         reply: oneshot::Sender<ProposeResult>,
     },
     /// Answered once everything acknowledged before is applied here.
-    ReadIndex {
-        group: GroupId,
-        reply: oneshot::Sender<Result<(), ReadError>>,
-    },
+    ReadIndex { group: GroupId, reply: oneshot::Sender<Result<(), ReadError>> },
     /// Hand the leadership of all groups to others.
     TransferAll { reply: oneshot::Sender<TransferOutcome> },
     /// Hand the leadership of one group to a voter.
@@ -141,6 +165,11 @@ pub struct RaftHandle {
 }
 
 impl RaftHandle {
+    /// Of a node whose log is lost: it only shows its closed replicas.
+    pub fn stopped(replicas: Arc<Replicas>) -> RaftHandle {
+        RaftHandle { replicas, sender: Arc::new(Err) }
+    }
+
     /// Proposes commands as one unit. The receiver fails only when the node goes down: then the
     /// outcome is unknown.
     pub fn propose(

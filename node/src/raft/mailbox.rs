@@ -36,12 +36,13 @@ impl<T> Mailbox<T> {
         Ok(())
     }
 
-    /// Leaves the item for the consumer's next round.
-    pub fn push_quietly(&self, item: T) {
-        let mut s = self.state.lock();
-        if !s.closed {
-            s.items.push(item);
-        }
+    /// Items that wait.
+    pub fn len(&self) -> usize {
+        self.state.lock().items.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Swaps all waiting items into `out` (empty); returns at `deadline` at the latest. False once
@@ -67,11 +68,6 @@ impl<T> Mailbox<T> {
             self.wake.wait_for(&mut s, wait);
             s.waiting = false;
         }
-    }
-
-    /// Takes what waits without waiting.
-    pub fn drain(&self) -> Vec<T> {
-        std::mem::take(&mut self.state.lock().items)
     }
 
     /// No more items; what waits is still received.

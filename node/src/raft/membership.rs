@@ -81,8 +81,8 @@ impl Membership {
             if self.is_joint() {
                 return Err(ChangeError::InJoint);
             }
-            let joint = change.changes.len() > 1
-                || change.transition != ConfChangeTransition::Auto as i32;
+            let joint =
+                change.changes.len() > 1 || change.transition != ConfChangeTransition::Auto as i32;
             if joint {
                 next.voters_outgoing.clone_from(&self.voters);
                 next.auto_leave = change.transition != ConfChangeTransition::Explicit as i32;

@@ -7,4 +7,9 @@ mod lease;
 pub mod log;
 pub mod mailbox;
 pub mod membership;
+pub mod message;
+pub mod runtime;
 mod store;
+
+/// First byte of an entry's data.
+pub const ENTRY_FORMAT: u8 = 1;

@@ -309,8 +309,8 @@ mod tests {
     use super::*;
     use crate::raft::log::memory::MemoryLog;
     use crate::raft::log::{LogBatch, LogOp};
-    use prost_raft::Message as _;
     use proptest::prelude::*;
+    use prost_raft::Message as _;
     use std::collections::BTreeMap;
 
     const R: ReplicaId = ReplicaId(7);

@@ -42,11 +42,8 @@ pub(super) fn cluster(
 /// What must move whatever a planner does: replicas of nodes that are gone or over their cap or
 /// their share, and those that a node with too little must get.
 fn moves_least(input: &PlacementInput<'_>, before: &Placement, after: &Placement) -> usize {
-    let kept: usize = input
-        .members
-        .iter()
-        .map(|m| loads(before, m.node_id).min(loads(after, m.node_id)))
-        .sum();
+    let kept: usize =
+        input.members.iter().map(|m| loads(before, m.node_id).min(loads(after, m.node_id))).sum();
     after.partitions.iter().map(Vec::len).sum::<usize>() - kept
 }
 

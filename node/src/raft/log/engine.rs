@@ -69,7 +69,9 @@ impl protobuf_raft_engine::Message for Raw {
     ) -> protobuf_raft_engine::ProtobufResult<()> {
         let n = is.bytes_until_limit();
         // raft-engine parses from a slice that holds this entry alone.
-        if n > 0 && n < u32::MAX {
+        if let Ok(n) = u32::try_from(n)
+            && n > 0
+        {
             is.read_raw_bytes_into(n, &mut self.bytes)?;
         } else {
             while !is.eof()? {
@@ -154,11 +156,7 @@ impl EngineLog {
     }
 
     fn error(&self, action: &'static str, reason: impl ToString) -> LogError {
-        LogError::Io {
-            path: self.path.display().to_string(),
-            action,
-            reason: reason.to_string(),
-        }
+        LogError::Io { path: self.path.display().to_string(), action, reason: reason.to_string() }
     }
 
     /// Bytes of the log's live files.
@@ -181,7 +179,8 @@ impl RaftLog for EngineLog {
                         .zip(first_index..)
                         .map(|(bytes, index)| Raw { index, bytes })
                         .collect();
-                    out.add_entries::<Ext>(replica.0, &raw).map_err(|e| self.error("written", e))?;
+                    out.add_entries::<Ext>(replica.0, &raw)
+                        .map_err(|e| self.error("written", e))?;
                 }
                 LogOp::Vote { replica, vote } => {
                     put(&mut out, replica.0, KEY_VOTE, vote.encode())?;

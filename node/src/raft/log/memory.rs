@@ -58,7 +58,8 @@ impl Content {
                 self.replicas.entry(replica).or_default().vote = Some(vote);
             }
             LogOp::Record(record) => {
-                self.replicas.entry(record.replica).or_default().record = Some(*record);
+                let replica = record.replica;
+                self.replicas.entry(replica).or_default().record = Some(*record);
             }
             LogOp::Compact { replica, first_kept } => {
                 let kept = self.replicas.entry(replica).or_default();

@@ -131,13 +131,25 @@ impl Vote {
 #[derive(Debug, Clone)]
 pub enum LogOp {
     /// Encoded entries with consecutive indexes. The first one deletes all at and above it.
-    Entries { replica: ReplicaId, first_index: u64, entries: Vec<Vec<u8>> },
-    Vote { replica: ReplicaId, vote: Vote },
+    Entries {
+        replica: ReplicaId,
+        first_index: u64,
+        entries: Vec<Vec<u8>>,
+    },
+    Vote {
+        replica: ReplicaId,
+        vote: Vote,
+    },
     Record(Box<ReplicaRecord>),
     /// Forgets entries below `first_kept`.
-    Compact { replica: ReplicaId, first_kept: u64 },
+    Compact {
+        replica: ReplicaId,
+        first_kept: u64,
+    },
     /// Forgets all entries of a replica (a checkpoint takes their place).
-    Clear { replica: ReplicaId },
+    Clear {
+        replica: ReplicaId,
+    },
 }
 
 /// What one sync makes durable, all or nothing.

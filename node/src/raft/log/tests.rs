@@ -43,7 +43,11 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// Runs the steps on a log and on a naive model, reopening it now and then.
-fn conforms(steps: &[Step], mut log: Box<dyn RaftLog>, mut reopen: impl FnMut(Box<dyn RaftLog>) -> Box<dyn RaftLog>) {
+fn conforms(
+    steps: &[Step],
+    mut log: Box<dyn RaftLog>,
+    mut reopen: impl FnMut(Box<dyn RaftLog>) -> Box<dyn RaftLog>,
+) {
     let mut model: BTreeMap<u64, (u64, BTreeMap<u64, u64>, Option<Vote>)> = BTreeMap::new();
     let mut number = 0;
     for (term, s) in steps.iter().enumerate() {

@@ -1,0 +1,229 @@
+//! `ringfold status`: each node asked itself, and what is wrong with it.
+use crate::Global;
+use crate::connect::connect;
+use crate::error::CliError;
+use crate::output::{Out, Record};
+use crate::topology::member_state;
+use futures::StreamExt;
+use ringfold_client::{Member, MemberState, NodeStatus, ReplicaState, Topology};
+use serde::Serialize;
+
+const IN_FLIGHT: usize = 16;
+
+/// A node. What only the node itself knows is null where it does not answer.
+#[derive(Serialize)]
+struct NodeRecord {
+    node_id: u64,
+    name: String,
+    state: &'static str,
+    endpoint: String,
+    answers: bool,
+    version: Option<String>,
+    uptime_ms: Option<u64>,
+    leaders: Option<u64>,
+    replicas: Option<u64>,
+    closed: Option<u64>,
+    disk_free_bytes: Option<u64>,
+    disk_total_bytes: Option<u64>,
+    appends_refused: Option<bool>,
+    problems: Vec<String>,
+}
+
+impl Record for NodeRecord {
+    const HEADERS: &'static [&'static str] = &[
+        "NODE", "NAME", "STATE", "ENDPOINT", "VERSION", "UP", "LEADS", "REPLICAS", "FREE",
+        "PROBLEMS",
+    ];
+    fn row(&self) -> Vec<String> {
+        let number = |n: Option<u64>| n.map_or("-".into(), |n| n.to_string());
+        vec![
+            self.node_id.to_string(),
+            self.name.clone(),
+            self.state.into(),
+            self.endpoint.clone(),
+            self.version.clone().unwrap_or("-".into()),
+            self.uptime_ms.map_or("-".into(), duration),
+            number(self.leaders),
+            number(self.replicas),
+            match (self.disk_free_bytes, self.disk_total_bytes) {
+                (Some(free), Some(total)) => format!("{} of {}", gib(free), gib(total)),
+                _ => "-".into(),
+            },
+            self.problems.join("; "),
+        ]
+    }
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
+}
+
+fn duration(ms: u64) -> String {
+    let s = ms / 1000;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3_600 => format!("{}m{}s", s / 60, s % 60),
+        3_600..86_400 => format!("{}h{}m", s / 3_600, s / 60 % 60),
+        _ => format!("{}d{}h", s / 86_400, s / 3_600 % 24),
+    }
+}
+
+fn record(member: &Member, status: Result<NodeStatus, String>) -> NodeRecord {
+    let mut problems = Vec::new();
+    let status = status.map_err(|e| problems.push(format!("does not answer: {e}"))).ok();
+    let count = |which: ReplicaState| {
+        status.as_ref().map(|s| {
+            // The meta group is no partition.
+            let replicas = s.replicas.iter().filter(|r| r.partition.is_some());
+            replicas.filter(|r| r.state() == which).count() as u64
+        })
+    };
+    if let Some(status) = &status {
+        if !status.lost_reason.is_empty() {
+            problems.push(format!("its disk or log is lost: {}", status.lost_reason));
+        }
+        if status.appends_refused {
+            problems.push("its disk is nearly full: appends are refused".into());
+        }
+        for replica in &status.replicas {
+            if replica.state() == ReplicaState::Closed {
+                let of = match replica.partition {
+                    Some(partition) => format!("partition {partition}"),
+                    None => "the meta group".into(),
+                };
+                problems.push(format!(
+                    "replica {} of {of} is closed: {}",
+                    replica.replica_id, replica.closed_reason
+                ));
+            }
+        }
+    }
+    NodeRecord {
+        node_id: member.node_id,
+        name: member.name.clone(),
+        state: member_state(member),
+        endpoint: member.client_url.clone(),
+        answers: status.is_some(),
+        version: status.as_ref().map(|s| s.version.clone()),
+        uptime_ms: status.as_ref().map(|s| s.uptime_ms),
+        leaders: count(ReplicaState::Leader),
+        replicas: (status.as_ref())
+            .map(|s| s.replicas.iter().filter(|r| r.partition.is_some()).count() as u64),
+        closed: count(ReplicaState::Closed),
+        disk_free_bytes: status.as_ref().map(|s| s.disk_free_bytes),
+        disk_total_bytes: status.as_ref().map(|s| s.disk_total_bytes),
+        appends_refused: status.as_ref().map(|s| s.appends_refused),
+        problems,
+    }
+}
+
+/// What is wrong with the cluster as a whole.
+fn cluster_problems(topology: &Topology) -> Vec<String> {
+    let mut problems = Vec::new();
+    if topology.epoch == 0 {
+        problems.push("partitions are not placed yet".into());
+    }
+    if topology.meta_leader_node_id == 0 {
+        problems.push("the meta group has no known leader".into());
+    }
+    let leaderless: Vec<_> = (topology.partition_map.iter())
+        .filter(|p| p.leader_node_id == 0)
+        .map(|p| p.partition.to_string())
+        .collect();
+    if !leaderless.is_empty() {
+        problems.push(format!("partitions without leader: {}", leaderless.join(" ")));
+    }
+    problems
+}
+
+pub async fn run(global: &Global) -> Result<u8, CliError> {
+    let client = connect(global).await?;
+    let topology = client.topology().await?;
+    let members = (topology.members.iter()).filter(|m| m.state() != MemberState::Removed);
+    let records: Vec<NodeRecord> = futures::stream::iter(members)
+        .map(|member| {
+            let client = client.clone();
+            async move {
+                let status = client.node_status(&member.client_url).await;
+                record(member, status.map_err(|e| e.to_string()))
+            }
+        })
+        .buffered(IN_FLIGHT)
+        .collect()
+        .await;
+    let mut out = Out::new(global.output);
+    let mut problems = cluster_problems(&topology);
+    for record in &records {
+        out.show(record)?;
+        let named = |p: &String| format!("{}: {p}", record.name);
+        problems.extend(record.problems.iter().map(named));
+    }
+    out.flush()?;
+    if problems.is_empty() {
+        return Ok(0);
+    }
+    Err(CliError::other(format!("not all is well: {}", problems.join("; ")))
+        .action("read the logs of the nodes named"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringfold_client::{Partition, ReplicaStatus};
+
+    fn replica(partition: Option<u32>, state: ReplicaState) -> ReplicaStatus {
+        let mut replica = ReplicaStatus {
+            partition,
+            replica_id: 7,
+            closed_reason: "why".into(),
+            ..ReplicaStatus::default()
+        };
+        replica.set_state(state);
+        replica
+    }
+
+    #[test]
+    fn a_node_counts_its_replicas_without_the_meta_group() {
+        let status = NodeStatus {
+            replicas: vec![
+                replica(None, ReplicaState::Leader),
+                replica(Some(0), ReplicaState::Leader),
+                replica(Some(1), ReplicaState::Follower),
+                replica(Some(2), ReplicaState::Closed),
+            ],
+            ..NodeStatus::default()
+        };
+        let record = record(&Member::default(), Ok(status));
+        assert_eq!(record.leaders, Some(1));
+        assert_eq!(record.replicas, Some(3));
+        assert_eq!(record.closed, Some(1));
+        assert_eq!(record.problems, ["replica 7 of partition 2 is closed: why"]);
+    }
+
+    #[test]
+    fn a_node_that_does_not_answer_is_a_problem() {
+        let record = record(&Member::default(), Err("refused".into()));
+        assert!(!record.answers);
+        assert_eq!(record.problems, ["does not answer: refused"]);
+        assert_eq!(record.row().len(), NodeRecord::HEADERS.len());
+    }
+
+    #[test]
+    fn a_cluster_without_leaders_is_told() {
+        let mut topology = Topology {
+            epoch: 1,
+            meta_leader_node_id: 1,
+            partition_map: vec![Partition::default()],
+            ..Topology::default()
+        };
+        assert_eq!(cluster_problems(&topology), ["partitions without leader: 0"]);
+        topology.partition_map[0].leader_node_id = 1;
+        assert!(cluster_problems(&topology).is_empty());
+    }
+
+    #[test]
+    fn uptimes_are_short() {
+        let all = [999, 61_000, 3_660_000, 90_000_000].map(duration);
+        assert_eq!(all, ["0s", "1m1s", "1h1m", "1d1h"]);
+    }
+}

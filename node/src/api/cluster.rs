@@ -1,0 +1,351 @@
+//! The `Cluster` service.
+mod safety;
+
+use super::deadline::Call;
+use super::errors::ApiError;
+use super::node::Node;
+use super::validate;
+use crate::ids::{GroupId, NodeId};
+use crate::partition::store::AppliedMark;
+use crate::raft::handle::{ReplicaView, Role, TransferOutcome};
+use bytes::Bytes;
+use futures::stream::{self, StreamExt};
+use ringfold_proto::internal::{MetaMember, MetaPartition};
+use ringfold_proto::v1;
+use ringfold_proto::v1::cluster_server::Cluster;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+/// A node that does not tell its status within this time is counted as down.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+/// Nodes asked for their status at once.
+const STATUS_CONCURRENCY: usize = 32;
+const PARTITIONS_MAX: u32 = 1_024;
+const CATEGORIES_MAX: usize = 1_024;
+
+pub struct Clusters {
+    pub node: Arc<Node>,
+}
+
+#[tonic::async_trait]
+impl Cluster for Clusters {
+    async fn bootstrap(
+        &self,
+        request: Request<v1::BootstrapRequest>,
+    ) -> Result<Response<v1::BootstrapResponse>, Status> {
+        let call = Call::of(request.metadata())?;
+        let request = checked_bootstrap(request.into_inner(), &self.node.limits)?;
+        let answer = call.within(false, self.node.info.hooks.bootstrap(request)).await??;
+        Ok(Response::new(answer))
+    }
+
+    async fn topology(
+        &self,
+        _: Request<v1::TopologyRequest>,
+    ) -> Result<Response<v1::TopologyResponse>, Status> {
+        Ok(Response::new(self.known_topology()))
+    }
+
+    async fn node_status(
+        &self,
+        request: Request<v1::NodeStatusRequest>,
+    ) -> Result<Response<v1::NodeStatusResponse>, Status> {
+        let call = Call::of(request.metadata())?;
+        Ok(Response::new(call.within(false, self.own_status()).await??))
+    }
+
+    async fn safe_to_stop(
+        &self,
+        request: Request<v1::SafeToStopRequest>,
+    ) -> Result<Response<v1::SafeToStopResponse>, Status> {
+        let call = Call::of(request.metadata())?;
+        let me = self.node.info.node_id();
+        let target = match request.into_inner().node_id {
+            0 => me,
+            id => NodeId(id),
+        };
+        self.node.partitions()?;
+        let statuses = call.within(false, self.statuses(&call, target)).await??;
+        let meta = self.node.meta.borrow().clone();
+        let voters = self.node.info.hooks.meta_voters();
+        let reasons = safety::reasons(target, &meta, &voters, &statuses);
+        Ok(Response::new(v1::SafeToStopResponse { safe: reasons.is_empty(), reasons }))
+    }
+
+    async fn transfer_leaders(
+        &self,
+        request: Request<v1::TransferLeadersRequest>,
+    ) -> Result<Response<v1::TransferLeadersResponse>, Status> {
+        let call = Call::of(request.metadata())?;
+        let before = self.led();
+        let done = match call.within(false, self.node.raft.transfer_all()).await {
+            Ok(done) => done.map_err(|_| ApiError::NodeStopping)?,
+            // What moved by the deadline counts.
+            Err(_) => {
+                let remaining = self.led();
+                let transferred = before.saturating_sub(remaining);
+                TransferOutcome { transferred, remaining }
+            }
+        };
+        Ok(Response::new(v1::TransferLeadersResponse {
+            transferred: done.transferred,
+            remaining: done.remaining,
+        }))
+    }
+}
+
+impl Clusters {
+    /// Groups that this node leads.
+    fn led(&self) -> u32 {
+        let replicas = self.node.raft.replicas.read();
+        let leads = |v: &&Arc<ReplicaView>| v.status.read().role == Role::Leader;
+        replicas.values().filter(leads).count() as u32
+    }
+
+    fn known_topology(&self) -> v1::TopologyResponse {
+        let node = &self.node;
+        let info = &node.info;
+        let me = info.node_id();
+        let meta = node.meta.borrow().clone();
+        let member = |m: &MetaMember| v1::Member {
+            node_id: m.node_id,
+            name: m.name.clone(),
+            client_url: m.client_url.clone(),
+            peer_address: m.peer_address.clone(),
+            zone: m.zone.clone(),
+            state: m.state as i32,
+            reachable: m.node_id == me.0 || info.hooks.reachable(NodeId(m.node_id)),
+        };
+        let partition = |(p, placed): (usize, &MetaPartition)| {
+            let p = p as u32;
+            let view = node.raft.replica(GroupId::of_partition(p));
+            let (leader, term) = view.as_deref().map_or((None, 0), |v| leader_of(v, me));
+            let replicas = placed.replicas.iter();
+            v1::Partition {
+                partition: p,
+                leader_node_id: leader.or(node.router.hint(p)).map_or(0, |n| n.0),
+                term,
+                replicas: replicas
+                    .map(|r| v1::Replica { replica_id: r.replica_id, node_id: r.node_id })
+                    .collect(),
+            }
+        };
+        let meta_view = node.raft.replica(GroupId::META);
+        let meta_leader = meta_view.as_deref().and_then(|v| leader_of(v, me).0);
+        v1::TopologyResponse {
+            cluster_id: info.cluster_id().to_string(),
+            node_id: me.0,
+            epoch: meta.epoch,
+            feature_level: meta.feature_level,
+            partitions: meta.partitions,
+            replication_factor: meta.replication_factor,
+            members: meta.members.iter().map(member).collect(),
+            partition_map: meta.placement.iter().enumerate().map(partition).collect(),
+            meta_leader_node_id: meta_leader.map_or(0, |n| n.0),
+            meta_voter_node_ids: info.hooks.meta_voters().into_iter().map(|n| n.0).collect(),
+        }
+    }
+
+    async fn own_status(&self) -> Result<v1::NodeStatusResponse, ApiError> {
+        let info = &self.node.info;
+        let mut views: Vec<_> = self.node.raft.replicas.read().values().cloned().collect();
+        views.sort_unstable_by_key(|v| v.group);
+        let marks = {
+            let views = views.clone();
+            let marks = move || views.iter().map(|v| mark(v)).collect::<Vec<_>>();
+            self.node.reads.run(marks).await?
+        };
+        let replicas = views.iter().zip(marks).map(|(view, mark)| replica_status(view, mark));
+        Ok(v1::NodeStatusResponse {
+            node_id: info.node_id().0,
+            name: info.name.clone(),
+            version: info.version.to_string(),
+            cluster_id: info.cluster_id().to_string(),
+            uptime_ms: info.started.elapsed().as_millis() as u64,
+            disk_total_bytes: info.disk.total_bytes.load(Ordering::Relaxed),
+            disk_free_bytes: info.disk.free_bytes.load(Ordering::Relaxed),
+            appends_refused: info.disk.appends_refused.load(Ordering::Relaxed),
+            lost_reason: info.lost.get().cloned().unwrap_or_default(),
+            replicas: replicas.collect(),
+            counters: info.hooks.counters(),
+        })
+    }
+
+    /// Status of every node but one, as far as they answer.
+    async fn statuses(
+        &self,
+        call: &Call,
+        without: NodeId,
+    ) -> Result<BTreeMap<NodeId, v1::NodeStatusResponse>, ApiError> {
+        let me = self.node.info.node_id();
+        let meta = self.node.meta.borrow().clone();
+        let mut statuses = BTreeMap::new();
+        if without != me {
+            statuses.insert(me, self.own_status().await?);
+        }
+        let timeout = STATUS_TIMEOUT.min(call.remaining());
+        let mut others: Vec<_> = meta.members.iter().map(|m| NodeId(m.node_id)).collect();
+        others.retain(|n| *n != me && *n != without);
+        let others = others.into_iter().map(|n| {
+            let client = self.node.router.cluster_client(&meta, n);
+            async move {
+                let mut request = Request::new(v1::NodeStatusRequest {});
+                request.set_timeout(timeout);
+                let mut client = client.ok()?;
+                let answer = tokio::time::timeout(timeout, client.node_status(request)).await;
+                Some((n, answer.ok()?.ok()?.into_inner()))
+            }
+        });
+        let mut answers = stream::iter(others).buffer_unordered(STATUS_CONCURRENCY);
+        while let Some(answer) = answers.next().await {
+            statuses.extend(answer);
+        }
+        Ok(statuses)
+    }
+}
+
+/// The leader that a replica knows, and its term.
+fn leader_of(view: &ReplicaView, me: NodeId) -> (Option<NodeId>, u64) {
+    let status = view.status.read();
+    let leader = if status.role == Role::Leader { Some(me) } else { status.leader };
+    (leader, status.term)
+}
+
+/// How far a partition's database is; `None` for the meta group, and where it cannot be read.
+fn mark(view: &ReplicaView) -> Option<AppliedMark> {
+    view.group.partition()?;
+    if view.status.read().role == Role::Closed {
+        return None;
+    }
+    view.reader.mark().inspect_err(|e| tracing::error!(group = %view.group, error = %e)).ok()
+}
+
+fn replica_status(view: &ReplicaView, mark: Option<AppliedMark>) -> v1::ReplicaStatus {
+    let status = view.status.read().clone();
+    let applied = *view.applied.borrow();
+    // Position and chain belong to the index that they were read with.
+    let (applied_index, position, chain) = match mark {
+        Some(m) => (m.index, m.last_position, Bytes::copy_from_slice(&m.chain)),
+        None => (applied.index, applied.position, Bytes::new()),
+    };
+    v1::ReplicaStatus {
+        partition: view.group.partition(),
+        replica_id: view.replica.0,
+        state: match status.role {
+            Role::Follower => v1::ReplicaState::Follower,
+            Role::Candidate => v1::ReplicaState::Candidate,
+            Role::Leader => v1::ReplicaState::Leader,
+            Role::Learner => v1::ReplicaState::Learner,
+            Role::Closed => v1::ReplicaState::Closed,
+        } as i32,
+        term: status.term,
+        last_index: status.last_index,
+        commit_index: status.commit_index,
+        applied_index,
+        flushed_index: status.flushed_index,
+        first_index: status.first_index,
+        closed_reason: status.closed_reason.map(|r| r.to_string()).unwrap_or_default(),
+        position,
+        chain,
+    }
+}
+
+/// The request with its defaults, or what is wrong with it.
+fn checked_bootstrap(
+    mut request: v1::BootstrapRequest,
+    limits: &validate::Limits,
+) -> Result<v1::BootstrapRequest, ApiError> {
+    let id = Uuid::try_parse(&request.cluster_id)
+        .ok()
+        .filter(|id| !id.is_nil())
+        .ok_or_else(|| ApiError::argument("cluster_id", "is not the text of a UUID"))?;
+    // One way to write it: it is compared as text.
+    request.cluster_id = id.to_string();
+    if request.partitions == 0 {
+        request.partitions = 64;
+    }
+    if !request.partitions.is_power_of_two() || request.partitions > PARTITIONS_MAX {
+        return Err(ApiError::argument("partitions", "is not a power of two from 1 to 1,024"));
+    }
+    if request.replication_factor == 0 {
+        request.replication_factor = 3;
+    }
+    if ![1, 3, 5].contains(&request.replication_factor) {
+        return Err(ApiError::argument("replication_factor", "is not 1, 3 or 5"));
+    }
+    if request.initial_members == 0 {
+        request.initial_members = request.replication_factor;
+    }
+    if request.initial_members < request.replication_factor {
+        return Err(ApiError::argument("initial_members", "is less than replication_factor"));
+    }
+    let reducer = |field: String, value: i32| match v1::Reducer::try_from(value) {
+        Ok(v1::Reducer::Unspecified) => Ok(v1::Reducer::MergePatch as i32),
+        Ok(known) => Ok(known as i32),
+        Err(_) => Err(ApiError::argument(field, format!("{value} is no reducer known here"))),
+    };
+    request.default_reducer = reducer("default_reducer".into(), request.default_reducer)?;
+    if request.category_reducers.len() > CATEGORIES_MAX {
+        return Err(ApiError::argument("category_reducers", "has more than 1,024 categories"));
+    }
+    for (category, value) in &mut request.category_reducers {
+        validate::category("category_reducers", category, limits)?;
+        *value = reducer(format!("category_reducers[{category}]"), *value)?;
+    }
+    Ok(request)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::errors::Reason;
+
+    fn field(request: v1::BootstrapRequest) -> Option<String> {
+        let e = checked_bootstrap(request, &validate::Limits::default()).err()?;
+        match e {
+            ApiError::InvalidArgument { field, .. } => Some(field.into_owned()),
+            e => e.reason().map(|r: Reason| r.name().to_string()),
+        }
+    }
+
+    #[test]
+    fn bootstrap_fills_in_defaults_and_names_the_field_that_is_wrong() {
+        let good = v1::BootstrapRequest {
+            cluster_id: "6F9619FF-8B86-D011-B42D-00CF4FC964FF".into(),
+            ..Default::default()
+        };
+        let filled = checked_bootstrap(good.clone(), &validate::Limits::default()).unwrap();
+        assert_eq!(filled.cluster_id, "6f9619ff-8b86-d011-b42d-00cf4fc964ff");
+        assert_eq!(
+            (filled.partitions, filled.replication_factor, filled.initial_members),
+            (64, 3, 3)
+        );
+        assert_eq!(filled.default_reducer, v1::Reducer::MergePatch as i32);
+
+        let with = |change: fn(&mut v1::BootstrapRequest)| {
+            let mut request = good.clone();
+            change(&mut request);
+            field(request)
+        };
+        assert_eq!(with(|_| ()), None);
+        assert_eq!(with(|r| r.cluster_id = "c".into()).as_deref(), Some("cluster_id"));
+        assert_eq!(with(|r| r.cluster_id.clear()).as_deref(), Some("cluster_id"));
+        assert_eq!(with(|r| r.partitions = 48).as_deref(), Some("partitions"));
+        assert_eq!(with(|r| r.partitions = 2_048).as_deref(), Some("partitions"));
+        assert_eq!(with(|r| r.replication_factor = 2).as_deref(), Some("replication_factor"));
+        assert_eq!(with(|r| r.initial_members = 2).as_deref(), Some("initial_members"));
+        assert_eq!(with(|r| r.default_reducer = 9).as_deref(), Some("default_reducer"));
+        assert_eq!(
+            with(|r| _ = r.category_reducers.insert("a".into(), 9)).as_deref(),
+            Some("category_reducers[a]")
+        );
+        assert_eq!(
+            with(|r| _ = r.category_reducers.insert("a-b".into(), 1)).as_deref(),
+            Some("category_reducers")
+        );
+    }
+}

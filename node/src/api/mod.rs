@@ -1,0 +1,18 @@
+//! The gRPC services of a node.
+mod append;
+mod append_queue;
+mod append_stream;
+mod cluster;
+pub mod deadline;
+pub mod errors;
+mod events;
+mod list;
+pub mod node;
+mod read;
+pub mod read_pool;
+pub mod server;
+#[cfg(test)]
+mod tests;
+pub mod validate;
+
+pub use server::{ServeError, serve};

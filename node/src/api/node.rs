@@ -1,0 +1,117 @@
+//! What the services know of the node around them.
+use super::errors::ApiError;
+use super::read_pool::ReadPool;
+use super::validate::Limits;
+use crate::ids::NodeId;
+use crate::raft::handle::RaftHandle;
+use crate::router::Router;
+use futures::future::BoxFuture;
+use ringfold_proto::internal::MetaState;
+use ringfold_proto::v1;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// All that the services of one node share.
+pub struct Node {
+    pub raft: RaftHandle,
+    /// State of the meta group as this node has applied it.
+    pub meta: watch::Receiver<Arc<MetaState>>,
+    pub info: Arc<NodeInfo>,
+    pub limits: Limits,
+    pub reads: ReadPool,
+    pub router: Router,
+}
+
+/// Who this node is, once it belongs to a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    pub node: NodeId,
+    pub cluster_id: String,
+}
+
+/// The node itself: set and called by its wiring, read by the services.
+pub struct NodeInfo {
+    pub name: String,
+    pub version: &'static str,
+    pub started: Instant,
+    /// Set once, at the join or at a start with an identity.
+    pub membership: OnceLock<Membership>,
+    pub disk: Disk,
+    /// Why the node's log or disk is lost.
+    pub lost: OnceLock<String>,
+    /// Cancelled when the node begins to stop: health says so, streams end.
+    pub stopping: CancellationToken,
+    pub hooks: Box<dyn NodeHooks>,
+}
+
+/// What other parts of the node do for the services.
+pub trait NodeHooks: Send + Sync {
+    /// Creates the cluster. The request is checked, and its defaults are filled in; the node may
+    /// be a member already.
+    fn bootstrap(
+        &self,
+        request: v1::BootstrapRequest,
+    ) -> BoxFuture<'static, Result<v1::BootstrapResponse, ApiError>>;
+    /// Heard of within the last seconds.
+    fn reachable(&self, node: NodeId) -> bool;
+    /// Voters of the meta group; empty where not known.
+    fn meta_voters(&self) -> Vec<NodeId>;
+    /// What was dropped or refused, by name.
+    fn counters(&self) -> BTreeMap<String, u64>;
+}
+
+/// State of the data directory's disk, written by its watcher.
+#[derive(Debug, Default)]
+pub struct Disk {
+    pub total_bytes: AtomicU64,
+    pub free_bytes: AtomicU64,
+    /// Below so many free bytes appends are refused.
+    pub limit_bytes: AtomicU64,
+    pub appends_refused: AtomicBool,
+}
+
+impl Disk {
+    /// `DISK_FULL` while appends are refused.
+    pub fn check_appends(&self) -> Result<(), ApiError> {
+        if !self.appends_refused.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(ApiError::DiskFull {
+            free_bytes: self.free_bytes.load(Ordering::Relaxed),
+            limit_bytes: self.limit_bytes.load(Ordering::Relaxed),
+        })
+    }
+}
+
+impl NodeInfo {
+    /// 0 before the node belongs to a cluster.
+    pub fn node_id(&self) -> NodeId {
+        self.membership.get().map_or(NodeId(0), |m| m.node)
+    }
+
+    pub fn cluster_id(&self) -> &str {
+        self.membership.get().map_or("", |m| &m.cluster_id)
+    }
+}
+
+impl Node {
+    /// Number of partitions; `NOT_BOOTSTRAPPED` before the node knows it.
+    pub fn partitions(&self) -> Result<u32, ApiError> {
+        match self.meta.borrow().partitions {
+            0 => Err(ApiError::NotBootstrapped),
+            n => Ok(n),
+        }
+    }
+
+    /// Whether the node takes calls: for health.
+    pub fn is_serving(&self) -> bool {
+        self.info.membership.get().is_some()
+            && self.info.lost.get().is_none()
+            && !self.info.stopping.is_cancelled()
+            && !self.meta.borrow().placement.is_empty()
+    }
+}

@@ -1,0 +1,272 @@
+//! RocksDB: no write-ahead log, one column family, and all databases of the process share caches,
+//! memtable budget, rate limit and background threads.
+use super::{AppliedMark, Batch, Cached, Order, SharedStore, Store, StoreError, load_mark};
+use bytes::Bytes;
+use rocksdb::checkpoint::Checkpoint;
+use rocksdb::{
+    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, DataBlockIndexType, Env,
+    ErrorKind, FlushOptions, InfoLogger, LogLevel, Options, ReadOptions, ReadTier,
+    WriteBufferManager, WriteOptions,
+};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const WRITE_BUFFER_BYTES: usize = 8 << 20;
+const FILES_OPEN_MAX: i32 = 64;
+const BACKGROUND_BYTES_PER_S: i64 = 256 << 20;
+
+/// Block cache, memtable budget, rate limit and background threads that all databases of a process
+/// share. Cheap to clone.
+#[derive(Clone)]
+pub struct SharedResources {
+    options: Arc<Options>,
+    cache: Cache,
+    memtables: WriteBufferManager,
+}
+
+impl SharedResources {
+    /// A memtable budget as large as the cache, 64 MiB at least.
+    pub fn new(cache_bytes: usize, background_threads: i32) -> SharedResources {
+        Self::with_memtables(cache_bytes, cache_bytes.max(64 << 20), background_threads)
+    }
+
+    /// `memtable_bytes`: what all databases hold unflushed together, about; beyond it RocksDB
+    /// flushes by itself.
+    pub fn with_memtables(
+        cache_bytes: usize,
+        memtable_bytes: usize,
+        background_threads: i32,
+    ) -> SharedResources {
+        let cache = Cache::new_hyper_clock_cache(cache_bytes, 0);
+        let memtables = WriteBufferManager::new_write_buffer_manager(memtable_bytes, false);
+        let mut options = quiet_options();
+        if let Ok(mut env) = Env::new() {
+            env.set_low_priority_background_threads(background_threads.max(1));
+            env.set_high_priority_background_threads(background_threads.max(1));
+            options.set_env(&env);
+        }
+        // One limiter behind a shared pointer in the options: copies of them share it.
+        options.set_ratelimiter(BACKGROUND_BYTES_PER_S, 100_000, 10);
+        options.set_write_buffer_manager(&memtables);
+        options.set_max_background_jobs(2);
+
+        options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+        options.set_arena_block_size(64 << 10);
+        options.set_max_write_buffer_number(4);
+        // Most ids asked for are new: a bloom filter spares the walk through the memtable.
+        options.set_memtable_prefix_bloom_ratio(0.01);
+        options.set_memtable_whole_key_filtering(true);
+        // Only the apply thread writes.
+        options.set_allow_concurrent_memtable_write(false);
+        options.set_avoid_unnecessary_blocking_io(true);
+
+        let mut table = BlockBasedOptions::default();
+        table.set_block_cache(&cache);
+        table.set_block_size(4 << 10);
+        table.set_bloom_filter(10.0, false);
+        table.set_whole_key_filtering(true);
+        table.set_optimize_filters_for_memory(true);
+        table.set_cache_index_and_filter_blocks(true);
+        table.set_cache_index_and_filter_blocks_with_high_priority(true);
+        table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+        // In small parts: whole, the index of one file would not fit into a small cache, and every
+        // read would load it again (measured: 30 times slower).
+        table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+        table.set_partition_filters(true);
+        table.set_metadata_block_size(4 << 10);
+        table.set_data_block_index_type(DataBlockIndexType::BinaryAndHash);
+        options.set_block_based_table_factory(&table);
+        options.set_compression_type(DBCompressionType::Lz4);
+        options.set_bottommost_compression_type(DBCompressionType::Zstd);
+        options.set_target_file_size_base(32 << 20);
+        options.set_max_bytes_for_level_base(64 << 20);
+        options.set_bytes_per_sync(1 << 20);
+        SharedResources { options: Arc::new(options), cache, memtables }
+    }
+
+    /// Bytes in the block cache and in all memtables.
+    pub fn memory_bytes(&self) -> (usize, usize) {
+        (self.cache.get_usage(), self.memtables.get_usage())
+    }
+}
+
+/// No log files, no statistics, few files open.
+fn quiet_options() -> Options {
+    let mut options = Options::default();
+    options.set_info_logger(InfoLogger::new_callback_logger(
+        LogLevel::Error,
+        // What RocksDB calls its header comes whatever the level is.
+        |level, message| match level {
+            LogLevel::Error | LogLevel::Fatal => tracing::error!(message, "RocksDB"),
+            _ => {}
+        },
+    ));
+    options.set_log_level(LogLevel::Error);
+    options.set_stats_dump_period_sec(0);
+    options.set_stats_persist_period_sec(0);
+    options.set_skip_stats_update_on_db_open(true);
+    options.set_max_open_files(FILES_OPEN_MAX);
+    options.set_max_file_opening_threads(1);
+    options.set_table_cache_num_shard_bits(2);
+    options.set_manifest_preallocation_size(64 << 10);
+    options.set_max_manifest_file_size(4 << 20);
+    options
+}
+
+/// Opens the database in a directory, or creates it where `create` says so.
+pub fn open_rocks(
+    path: &Path,
+    resources: &SharedResources,
+    create: bool,
+) -> Result<SharedStore, StoreError> {
+    Ok(Arc::new(RocksStore::open(path, resources, create)?))
+}
+
+/// Reads the mark of a checkpoint's directory without opening it for writing.
+pub fn read_mark(path: &Path) -> Result<AppliedMark, StoreError> {
+    let db = DB::open_for_read_only(&quiet_options(), path, false)
+        .map_err(|e| StoreError::new(path, "opened", e))?;
+    load_mark(&RocksStore::around(path, db))?
+        .ok_or_else(|| StoreError::new(path, "read", "it has no applied mark"))
+}
+
+pub struct RocksStore {
+    path: PathBuf,
+    db: DB,
+    read: ReadOptions,
+    read_cached: ReadOptions,
+    write: WriteOptions,
+    /// Ever written, and how much of that is known to be flushed.
+    written_bytes: AtomicU64,
+    flushed_bytes: AtomicU64,
+}
+
+impl RocksStore {
+    pub fn open(
+        path: &Path,
+        resources: &SharedResources,
+        create: bool,
+    ) -> Result<RocksStore, StoreError> {
+        let mut options = (*resources.options).clone();
+        options.create_if_missing(create);
+        if create {
+            std::fs::create_dir_all(path).map_err(|e| StoreError::new(path, "created", e))?;
+        }
+        let db = DB::open(&options, path).map_err(|e| StoreError::new(path, "opened", e))?;
+        Ok(Self::around(path, db))
+    }
+
+    fn around(path: &Path, db: DB) -> RocksStore {
+        let mut read_cached = ReadOptions::default();
+        read_cached.set_read_tier(ReadTier::BlockCache);
+        let mut write = WriteOptions::default();
+        write.disable_wal(true);
+        RocksStore {
+            path: path.to_owned(),
+            db,
+            read: ReadOptions::default(),
+            read_cached,
+            write,
+            written_bytes: AtomicU64::new(0),
+            flushed_bytes: AtomicU64::new(0),
+        }
+    }
+
+    fn error(&self, action: &'static str) -> impl FnOnce(rocksdb::Error) -> StoreError {
+        move |e| StoreError::new(&self.path, action, e)
+    }
+}
+
+impl Store for RocksStore {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let value = self.db.get_pinned_opt(key, &self.read).map_err(self.error("read"))?;
+        Ok(value.map(|v| Bytes::copy_from_slice(&v)))
+    }
+
+    fn get_cached(&self, key: &[u8]) -> Result<Cached, StoreError> {
+        match self.db.get_pinned_opt(key, &self.read_cached) {
+            Ok(Some(v)) => Ok(Cached::Found(Bytes::copy_from_slice(&v))),
+            Ok(None) => Ok(Cached::Missing),
+            Err(e) if e.kind() == ErrorKind::Incomplete => Ok(Cached::Unknown),
+            Err(e) => Err(self.error("read")(e)),
+        }
+    }
+
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        order: Order,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        if from >= to {
+            return Ok(());
+        }
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(from);
+        options.set_iterate_upper_bound(to);
+        let mut iterator = self.db.raw_iterator_opt(options);
+        match order {
+            Order::Ascending => iterator.seek_to_first(),
+            Order::Descending => iterator.seek_to_last(),
+        }
+        while let Some((key, value)) = iterator.item() {
+            if !visit(key, value) {
+                return Ok(());
+            }
+            match order {
+                Order::Ascending => iterator.next(),
+                Order::Descending => iterator.prev(),
+            }
+        }
+        // An iterator that met an error looks like one at its end.
+        iterator.status().map_err(self.error("read"))
+    }
+
+    fn write(&self, batch: &Batch) -> Result<(), StoreError> {
+        let mut out =
+            rocksdb::WriteBatch::with_capacity_bytes(batch.bytes() + 16 * batch.ops.len() + 16);
+        for (key, value) in batch.iter() {
+            match value {
+                Some(value) => out.put(key, value),
+                None => out.delete(key),
+            }
+        }
+        self.db.write_opt(out, &self.write).map_err(self.error("written"))?;
+        self.written_bytes.fetch_add(batch.bytes() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        let before = self.written_bytes.load(Ordering::Relaxed);
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        self.db.flush_opt(&options).map_err(self.error("flushed"))?;
+        self.flushed_bytes.fetch_max(before, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn checkpoint(&self, path: &Path) -> Result<(), StoreError> {
+        // Without a write-ahead log the checkpoint always flushes first.
+        let before = self.written_bytes.load(Ordering::Relaxed);
+        Checkpoint::new(&self.db)
+            .and_then(|c| c.create_checkpoint(path))
+            .map_err(self.error("copied to a checkpoint"))?;
+        self.flushed_bytes.fetch_max(before, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn checkpoint_mark(&self, path: &Path) -> Result<AppliedMark, StoreError> {
+        read_mark(path)
+    }
+
+    fn unflushed_bytes(&self) -> u64 {
+        let flushed = self.flushed_bytes.load(Ordering::Relaxed);
+        self.written_bytes.load(Ordering::Relaxed).saturating_sub(flushed)
+    }
+}

@@ -1,0 +1,120 @@
+use super::*;
+use crate::api::errors::LeaderHint;
+
+const ME: NodeId = NodeId(1);
+
+fn known(
+    local: Option<(Role, Option<u64>)>,
+    nodes: &[u64],
+) -> (Option<(Role, Option<NodeId>)>, Vec<MetaReplica>) {
+    let replicas = nodes.iter().map(|n| MetaReplica { node_id: *n, replica_id: 10 + n }).collect();
+    (local.map(|(role, leader)| (role, leader.map(NodeId))), replicas)
+}
+
+fn choose(
+    local: Option<(Role, Option<u64>)>,
+    nodes: &[u64],
+    hint: u64,
+    attempt: usize,
+    stale: bool,
+) -> Decision {
+    let (local, replicas) = known(local, nodes);
+    let hint = (hint != 0).then_some(NodeId(hint));
+    decide(&Known { me: ME, local, replicas: &replicas, hint, attempt, stale })
+}
+
+#[test]
+fn a_call_goes_to_the_leader() {
+    let all = [1, 2, 3];
+    assert_eq!(choose(Some((Role::Leader, Some(1))), &all, 0, 0, false), Decision::Local);
+    for role in [Role::Follower, Role::Learner, Role::Candidate] {
+        assert_eq!(choose(Some((role, Some(3))), &all, 0, 0, false), Decision::Forward(NodeId(3)));
+        // A hint of an earlier call does not count where a replica is here.
+        assert_eq!(choose(Some((role, None)), &all, 2, 0, false), Decision::Wait);
+        // It led before, and has not heard of the next one.
+        assert_eq!(choose(Some((role, Some(1))), &all, 0, 0, false), Decision::Wait);
+    }
+}
+
+#[test]
+fn a_stale_read_is_answered_by_any_replica_that_is_open() {
+    let all = [1, 2, 3];
+    for role in [Role::Follower, Role::Learner, Role::Candidate, Role::Leader] {
+        assert_eq!(choose(Some((role, None)), &all, 0, 0, true), Decision::Local);
+    }
+    let closed = Some((Role::Closed, None));
+    assert_eq!(choose(closed, &all, 0, 0, true), Decision::Forward(NodeId(2)));
+    assert_eq!(choose(closed, &all, 0, 1, true), Decision::Forward(NodeId(3)));
+    assert_eq!(choose(closed, &all, 3, 0, true), Decision::Forward(NodeId(2)), "any will do");
+}
+
+#[test]
+fn without_a_replica_here_the_hint_counts_and_then_each_replica_in_turn() {
+    for local in [None, Some((Role::Closed, Some(1)))] {
+        assert_eq!(choose(local, &[2, 3, 4], 4, 0, false), Decision::Forward(NodeId(4)));
+        for (attempt, node) in [(0, 2), (1, 3), (2, 4), (3, 2)] {
+            assert_eq!(
+                choose(local, &[2, 3, 4], 0, attempt, false),
+                Decision::Forward(NodeId(node))
+            );
+        }
+    }
+    assert_eq!(choose(None, &[], 0, 0, false), Decision::Wait, "not placed yet");
+    assert_eq!(choose(Some((Role::Closed, None)), &[1], 0, 0, false), Decision::Wait);
+}
+
+fn status(e: ApiError) -> Status {
+    e.into()
+}
+
+#[test]
+fn only_what_proves_that_nothing_was_done_may_be_tried_elsewhere() {
+    let leader = Some(LeaderHint { node: NodeId(3), url: String::new() });
+    assert!(matches!(
+        sort_out(status(ApiError::NotLeader { leader })),
+        Forwarded::NotLeader(Some(NodeId(3)))
+    ));
+    assert!(matches!(
+        sort_out(status(ApiError::ReplicaClosed("fault".into()))),
+        Forwarded::NotLeader(None)
+    ));
+    for answer in [
+        ApiError::OutcomeUnknown("leadership changed".into()),
+        ApiError::EarlierAppendFailed,
+        ApiError::Overloaded("too much"),
+        ApiError::DeadlineExceeded { in_flight: true },
+    ] {
+        assert!(matches!(sort_out(status(answer)), Forwarded::Answer(_)));
+    }
+    assert!(matches!(sort_out(Status::unavailable("reset")), Forwarded::Lost(_)));
+    // The same word of another service proves nothing.
+    let details = tonic_types::ErrorDetails::with_error_info("NOT_LEADER", "other.dev", []);
+    let foreign = Status::with_error_details(tonic::Code::Unavailable, "", details);
+    assert!(matches!(sort_out(foreign), Forwarded::Lost(_)));
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_be_reached_got_nothing() {
+    // Bound and dropped: nobody listens there.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let router = Router::default();
+    let channel = router.channel(NodeId(2), &format!("http://127.0.0.1:{port}")).unwrap();
+    let mut client = EventStoreClient::new(channel);
+    let e = client.append(ringfold_proto::v1::AppendRequest::default()).await.unwrap_err();
+    assert!(matches!(sort_out(e), Forwarded::Unreachable));
+}
+
+#[tokio::test]
+async fn connections_are_kept_and_made_anew_for_a_new_address() {
+    let router = Router::default();
+    for port in [1, 1, 2] {
+        router.channel(NodeId(2), &format!("http://127.0.0.1:{port}")).unwrap();
+    }
+    assert_eq!(router.peers.read().len(), 1);
+    assert_eq!(router.peers.read()[&NodeId(2)].url, "http://127.0.0.1:2");
+    for n in 0..2 * PEERS_MAX as u64 {
+        router.channel(NodeId(n), "http://127.0.0.1:1").unwrap();
+    }
+    assert!(router.peers.read().len() <= PEERS_MAX);
+    assert!(router.channel(NodeId(9), "no url").is_err());
+}

@@ -1,0 +1,433 @@
+//! One node, wired: what starts in which order, and how it ends.
+use crate::api::node::{Node, NodeInfo};
+use crate::api::read_pool::ReadPool;
+use crate::api::validate::Limits;
+use crate::cluster::{Cluster, Hooks};
+use crate::config::Settings;
+use crate::disk::{self, DiskError};
+use crate::identity::{self, IdentityError};
+use crate::ids::{NodeId, ReplicaId};
+use crate::meta::join::JoinError;
+use crate::partition::store::SharedResources;
+use crate::peer::LocalNodeCell;
+use crate::peer::address_book::AddressBook;
+use crate::peer::control::NoTransfers;
+use crate::peer::transport::{Handlers, Transport, TransportSettings};
+use crate::raft::driver::{Counters, DriverSettings, Input, NewGroup};
+use crate::raft::handle::{RaftHandle, Replicas};
+use crate::raft::log::engine::{EngineLog, EngineSettings};
+use crate::raft::log::{LogError, RaftLog};
+use crate::raft::runtime::{FlushSettings, Parts, RaftRuntime};
+use crate::replicas::ReplicaHome;
+use crate::router::Router;
+use crate::watermark::{LogState, Watermark, judge};
+use crate::{api, clock};
+use ringfold_proto::internal::{Identity, MetaJoin, MetaState};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Why a node did not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("data_dir {path} cannot be {action}: {source}")]
+    Directory { path: String, action: &'static str, source: std::io::Error },
+    #[error("{setting} {address} cannot be listened on: {source}")]
+    Listen { setting: &'static str, address: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("a thread cannot be started: {0}")]
+    Thread(std::io::Error),
+    #[error(transparent)]
+    Serve(#[from] api::server::ServeError),
+    #[error(transparent)]
+    Join(#[from] JoinError),
+}
+
+/// Ended because the log could not be written: what was acknowledged is safe, nothing else is.
+pub const EXIT_LOG: i32 = 4;
+
+impl RunError {
+    /// The process's exit code (docs/settings.md).
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            RunError::Identity(_) | RunError::Join(JoinError::ForeignCluster { .. }) => 3,
+            RunError::Join(JoinError::Removed(_)) => 5,
+            _ => 1,
+        }
+    }
+}
+
+/// Leaderships are handed over for so long before the port closes.
+const HAND_OVER: Duration = Duration::from_secs(3);
+
+/// What the log of the data directory is, and what it holds.
+struct OpenedLog {
+    log: Option<Arc<dyn RaftLog>>,
+    watermark: Option<Arc<Watermark>>,
+    lost: Option<String>,
+}
+
+/// Runs the node until `stop`.
+pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunError> {
+    let settings = Arc::new(settings);
+    let dir = settings.data_dir.clone();
+    let directory = |action| {
+        let path = dir.display().to_string();
+        move |source| RunError::Directory { path, action, source }
+    };
+    std::fs::create_dir_all(&dir).map_err(directory("created"))?;
+    let _lock = identity::lock(&dir)?;
+    let disk = Arc::new(disk::Disk::open(&dir, settings.disk_min_free_bytes)?);
+    let identity = identity::load_or_create(&dir)?;
+    let client_listener = listen("client_listen", settings.client_listen).await?;
+    let peer_listener = listen("peer_listen", settings.peer_listen).await?;
+
+    let opened = open_log(&dir, &identity);
+    let (meta_sender, meta) = watch::channel(Arc::new(MetaState::default()));
+    let resources =
+        SharedResources::with_memtables(settings.cache_bytes, settings.memtable_bytes, 2);
+    let home = ReplicaHome::new(&dir, resources, meta_sender).map_err(directory("written"))?;
+    let replicas: Arc<Replicas> = Arc::default();
+    let (groups, known) = load_replicas(&opened, &home, &replicas).map_err(directory("cleaned"))?;
+
+    let cell = LocalNodeCell::new(None);
+    let book = AddressBook::default();
+    let transport = Transport::new(
+        TransportSettings::default(),
+        cell.clone(),
+        book,
+        tokio::runtime::Handle::current(),
+    );
+    let runtime = match &opened.log {
+        Some(log) => Some(
+            start_raft(&settings, log.clone(), &opened, &replicas, &transport, &home, groups)
+                .map_err(RunError::Thread)?,
+        ),
+        None => None,
+    };
+    let raft = match &runtime {
+        Some(r) => r.handle.clone(),
+        None => crate::raft::handle::RaftHandle::stopped(replicas.clone()),
+    };
+    let input: Arc<dyn Fn(Input) + Send + Sync> = match &runtime {
+        Some(r) => r.sender(),
+        None => Arc::new(|_| {}),
+    };
+    let driver_counters = runtime.as_ref().map(|r| r.counters.clone());
+    let cluster = Arc::new(Cluster {
+        data_dir: dir.clone(),
+        me: MetaJoin {
+            name: settings.name.clone(),
+            client_url: settings.client_url.clone(),
+            peer_address: settings.peer_address.clone(),
+            zone: settings.zone.clone(),
+            ..MetaJoin::default()
+        },
+        seeds: settings.seeds.clone(),
+        identity: tokio::sync::Mutex::new(identity.clone()),
+        home,
+        raft: raft.clone(),
+        input: input.clone(),
+        transport: transport.clone(),
+        meta: meta.clone(),
+        info: OnceLock::new(),
+        known: parking_lot::Mutex::new(known),
+        driver_counters: Box::new(move || driver_values(driver_counters.as_deref())),
+        stop: stop.clone(),
+        controls: AtomicBool::new(false),
+    });
+    let info = Arc::new(NodeInfo {
+        name: settings.name.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+        started: Instant::now(),
+        membership: OnceLock::new(),
+        disk: Default::default(),
+        lost: OnceLock::new(),
+        stopping: stop.clone(),
+        hooks: Box::new(Hooks(cluster.clone())),
+    });
+    let _ = cluster.info.set(info.clone());
+    if let Some(reason) = &opened.lost {
+        tracing::error!(reason, "the log is lost: all replicas of this node are closed");
+        let _ = info.lost.set(reason.clone());
+    }
+    if !identity.cluster_id.is_empty() {
+        cluster.become_member(&identity);
+    }
+    let messages_input = input.clone();
+    transport.listen(
+        peer_listener,
+        Handlers {
+            messages: Arc::new(move |from, messages| {
+                messages_input(Input::Messages { from, messages })
+            }),
+            control: cluster.clone(),
+            transfers: Arc::new(NoTransfers),
+        },
+    );
+    let left = Arc::new(OnceLock::new());
+    let tasks = tokio_util::task::TaskTracker::new();
+    if opened.lost.is_none() {
+        if !identity.cluster_id.is_empty() {
+            cluster.start_member(&identity);
+        }
+        tasks.spawn(cancellable(&stop, cluster.clone().follow()));
+        tasks.spawn(cancellable(&stop, watch_clock(transport.clone(), input.clone())));
+        let (joining, left, stop_all) = (cluster.clone().join(), left.clone(), stop.clone());
+        tasks.spawn(cancellable(&stop, async move {
+            if let Err(e) = joining.await {
+                tracing::error!(error = %e, "this node cannot be a member");
+                let _ = left.set(e);
+                stop_all.cancel();
+            }
+        }));
+    }
+    tasks.spawn(disk.clone().run(stop.clone()));
+    tasks.spawn(cancellable(&stop, watch_disk(disk, info.clone(), raft.clone())));
+    if let Some(w) = opened.watermark.clone() {
+        tasks.spawn(cancellable(&stop, sync_watermark(w)));
+    }
+    let node = Arc::new(Node {
+        raft: raft.clone(),
+        meta,
+        info: info.clone(),
+        limits: Limits::default(),
+        reads: ReadPool::new(settings.read_threads).map_err(RunError::Thread)?,
+        router: Router::default(),
+    });
+    tracing::info!(
+        clients = %settings.client_listen, peers = %settings.peer_listen,
+        data_dir = %dir.display(), "node started"
+    );
+    let close = CancellationToken::new();
+    let closing = close.clone();
+    let serve = api::server::serve(client_listener, node, async move { closing.cancelled().await });
+    let hand_over = async {
+        stop.cancelled().await;
+        tracing::info!("stopping: handing leaderships over");
+        match tokio::time::timeout(HAND_OVER, raft.transfer_all()).await {
+            Ok(Ok(o)) => {
+                tracing::info!(moved = o.transferred, left = o.remaining, "leaderships handed over")
+            }
+            _ => tracing::warn!("leaderships were not all handed over in time"),
+        }
+        close.cancel();
+    };
+    let (served, ()) = tokio::join!(serve, hand_over);
+    tasks.close();
+    transport.stop();
+    if let Some(runtime) = runtime {
+        let _ = tokio::task::spawn_blocking(move || runtime.stop()).await;
+    }
+    if let Some(w) = &opened.watermark
+        && let Err(e) = w.sync_now()
+    {
+        tracing::warn!(error = %e, "WATERMARK was not synced");
+    }
+    tracing::info!("node stopped");
+    served?;
+    match Arc::into_inner(left).and_then(OnceLock::into_inner) {
+        Some(e) => Err(e.into()),
+        None => Ok(()),
+    }
+}
+
+async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpListener, RunError> {
+    TcpListener::bind(address).await.map_err(|source| RunError::Listen { setting, address, source })
+}
+
+fn cancellable(
+    stop: &CancellationToken,
+    f: impl Future<Output = ()> + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    let stop = stop.clone();
+    async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = f => {}
+        }
+    }
+}
+
+/// Opens the log and judges it before anything is written to it.
+fn open_log(dir: &Path, identity: &Identity) -> OpenedLog {
+    let path = dir.join("log");
+    let existed = path.exists();
+    let lost = |reason: String| OpenedLog { log: None, watermark: None, lost: Some(reason) };
+    let (watermark, found) = match Watermark::open(dir) {
+        Ok(opened) => opened,
+        Err(e) => return lost(e.to_string()),
+    };
+    if !existed && identity.node_id != 0 {
+        return lost("the log is missing, but this node has been a member".into());
+    }
+    let log = match EngineLog::open(&path, EngineSettings::default()) {
+        Ok(log) => log,
+        Err(e) => return lost(e.to_string()),
+    };
+    match judge(log.last_number(), found, identity.node_id != 0, existed) {
+        LogState::Fine => {
+            OpenedLog { log: Some(Arc::new(log)), watermark: Some(Arc::new(watermark)), lost: None }
+        }
+        LogState::Lost { reason } => {
+            OpenedLog { log: Some(Arc::new(log)), watermark: None, lost: Some(reason) }
+        }
+    }
+}
+
+type Loaded = (Vec<NewGroup>, BTreeSet<ReplicaId>);
+
+/// Opens what the log has records of. Of a lost log the replicas are shown as closed.
+fn load_replicas(
+    opened: &OpenedLog,
+    home: &ReplicaHome,
+    replicas: &Replicas,
+) -> std::io::Result<Loaded> {
+    let mut groups = Vec::new();
+    let mut known = BTreeSet::new();
+    let Some(log) = &opened.log else { return Ok((groups, known)) };
+    let loaded = match log.load() {
+        Ok(loaded) => loaded,
+        Err(e) => {
+            // A record of a newer version: nothing can be run, and nothing is removed.
+            return Err(std::io::Error::other(e.to_string()));
+        }
+    };
+    if opened.lost.is_none() {
+        let live = loaded.iter().filter(|l| !l.record.destroyed).map(|l| l.record.directory_name());
+        home.clean(&live.collect())?;
+    }
+    for l in loaded {
+        known.insert(l.record.replica);
+        if l.record.destroyed {
+            continue;
+        }
+        match &opened.lost {
+            Some(reason) => {
+                ReplicaHome::register_closed(l.record.group, l.record.replica, reason, replicas);
+            }
+            None => groups.extend(home.load(l, replicas)),
+        }
+    }
+    Ok((groups, known))
+}
+
+fn start_raft(
+    settings: &Settings,
+    log: Arc<dyn RaftLog>,
+    opened: &OpenedLog,
+    replicas: &Arc<Replicas>,
+    transport: &Transport,
+    home: &ReplicaHome,
+    groups: Vec<NewGroup>,
+) -> std::io::Result<RaftRuntime> {
+    let driver = DriverSettings {
+        tick_ms: settings.tick_ms,
+        heartbeat_ticks: settings.heartbeat_ticks,
+        election_ticks: settings.election_ticks,
+        kept_log_bytes: settings.log_kept_bytes,
+        ..DriverSettings::new(NodeId(0))
+    };
+    let watermark = opened.watermark.clone();
+    let send = transport.clone();
+    let home = home.clone();
+    let parts = Parts {
+        settings: driver,
+        log,
+        replicas: replicas.clone(),
+        send: Arc::new(move |messages| send.send(messages)),
+        checkpoint_wanted: Arc::new(|group, replica, node| {
+            tracing::debug!(%group, %replica, %node, "a follower is behind the kept log");
+        }),
+        synced: Box::new(move |number| match &watermark {
+            Some(w) => w.advance(number).map_err(|e| LogError::Io {
+                path: "WATERMARK".into(),
+                action: "written",
+                reason: e.to_string(),
+            }),
+            None => Ok(()),
+        }),
+        fatal: Arc::new(|error| {
+            tracing::error!(%error, "the log failed: nothing may go on from memory that was not synced");
+            std::process::exit(EXIT_LOG);
+        }),
+        reopen: Arc::new(move |group, replica, directory| home.open(group, replica, directory)),
+        apply_threads: settings.apply_threads,
+        flush: FlushSettings::default(),
+    };
+    RaftRuntime::start(parts, groups)
+}
+
+fn driver_values(counters: Option<&Counters>) -> BTreeMap<String, u64> {
+    let Some(c) = counters else { return BTreeMap::new() };
+    [
+        ("raft_unknown_group", &c.unknown_group),
+        ("raft_foreign_replica", &c.foreign_replica),
+        ("raft_undecodable", &c.undecodable),
+        ("raft_refused_kind", &c.refused_kind),
+        ("raft_vote_held", &c.vote_held),
+        ("raft_apply_behind", &c.apply_behind),
+        ("raft_no_address", &c.no_address),
+    ]
+    .into_iter()
+    .map(|(name, n)| (name.to_owned(), n.load(Ordering::Relaxed)))
+    .collect()
+}
+
+/// Syncs WATERMARK once a second when it changed.
+async fn sync_watermark(watermark: Arc<Watermark>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let w = watermark.clone();
+        let synced = tokio::task::spawn_blocking(move || w.sync_if_due(clock::boottime_ns())).await;
+        if let Ok(Err(e)) = synced {
+            tracing::error!(error = %e, "WATERMARK cannot be synced");
+        }
+    }
+}
+
+/// Gives leaderships up while this node's clock is far ahead of its peers'.
+async fn watch_clock(transport: Transport, input: Arc<dyn Fn(Input) + Send + Sync>) {
+    const AHEAD_MS_MAX: i64 = 500;
+    let mut seconds_ahead = 0;
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        match transport.clock_ahead_ms() {
+            Some(ms) if ms > AHEAD_MS_MAX => {
+                seconds_ahead += 1;
+                // One measurement right after a pause is wrong.
+                if seconds_ahead >= 3 {
+                    input(Input::ClockAhead { ms });
+                }
+            }
+            _ => seconds_ahead = 0,
+        }
+    }
+}
+
+/// Shows the disk to the services, and hands leaderships over when it becomes nearly full: this node
+/// refuses appends then.
+async fn watch_disk(disk: Arc<disk::Disk>, info: Arc<NodeInfo>, raft: RaftHandle) {
+    let mut refused = false;
+    loop {
+        info.disk.total_bytes.store(disk.total_bytes(), Ordering::Relaxed);
+        info.disk.free_bytes.store(disk.free_bytes(), Ordering::Relaxed);
+        info.disk.limit_bytes.store(disk.limit_bytes(), Ordering::Relaxed);
+        let now = disk.appends_refused();
+        info.disk.appends_refused.store(now, Ordering::Relaxed);
+        if now && !refused {
+            let _ = raft.transfer_all().await;
+        }
+        refused = now;
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}

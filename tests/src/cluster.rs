@@ -1,0 +1,681 @@
+//! Nodes on loopback, each a process of the real binary: start, kill, pause, damage, restart.
+//!
+//! One cluster at a time on a machine (a lock file), because faults and two cores do not share well.
+//! Nodes die with the test process, however it ends; folders of dead test processes are removed by
+//! the next one. `RINGFOLD_TEST_KEEP=1` keeps the folder, and so does a failed test.
+use std::fs::{self, File};
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, LazyLock, mpsc};
+use std::time::{Duration, Instant};
+
+use ringfold_proto::v1::cluster_client::ClusterClient;
+use ringfold_proto::v1::event_store_client::EventStoreClient;
+use ringfold_proto::v1::{
+    BootstrapRequest, MemberState, NodeStatusRequest, NodeStatusResponse, Reducer,
+    SafeToStopRequest, SafeToStopResponse, TopologyRequest, TopologyResponse,
+    TransferLeadersRequest, TransferLeadersResponse,
+};
+use tonic::transport::{Channel, Endpoint};
+use tonic_types::StatusExt;
+
+use crate::shim::{Loss, Shim, Survivors, library};
+
+/// How long a cluster may take until every partition has a leader.
+pub const READY_MAX: Duration = Duration::from_secs(60);
+/// How long a node may take to stop after SIGTERM: 10 s, and some for a busy machine.
+pub const STOP_MAX: Duration = Duration::from_secs(20);
+const RPC_MAX: Duration = Duration::from_secs(5);
+/// Below the range that the kernel takes outgoing ports from.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+
+/// Multiplies the durations of long tests (`RINGFOLD_TEST_FACTOR`, default 1).
+pub fn factor() -> u32 {
+    std::env::var("RINGFOLD_TEST_FACTOR")
+        .map_or(1, |v| v.parse().expect("RINGFOLD_TEST_FACTOR is a whole number from 1"))
+}
+
+/// A binary of the workspace: from the environment, or beside this test's folder.
+///
+/// # Panics
+/// When it is not there, with what to do.
+pub fn binary(name: &str, variable: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
+        return PathBuf::from(path);
+    }
+    let path = profile_dir().join(name);
+    assert!(
+        path.exists(),
+        "{} is not there: run `cargo build --bins` first, or name it in {variable}",
+        path.display()
+    );
+    path
+}
+
+/// `<target>/<profile>`: tests run from `<target>/<profile>/deps`.
+fn profile_dir() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().unwrap().parent().unwrap().to_path_buf()
+}
+
+/// Where clusters and other tests keep their files: a folder per test process, swept by the next.
+pub fn scratch() -> &'static Path {
+    static SCRATCH: LazyLock<PathBuf> = LazyLock::new(|| {
+        let base = profile_dir().parent().unwrap().join("tmp/ringfold");
+        fs::create_dir_all(&base).unwrap();
+        for entry in fs::read_dir(&base).unwrap() {
+            let path = entry.unwrap().path();
+            let pid = path.file_name().and_then(|n| n.to_str()?.parse::<u32>().ok());
+            if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                unmount_below(&path);
+                let _ = fs::remove_dir_all(&path);
+            }
+        }
+        let mine = base.join(std::process::id().to_string());
+        fs::create_dir_all(&mine).unwrap();
+        mine
+    });
+    &SCRATCH
+}
+
+fn unmount_below(dir: &Path) {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    for mount in mounts.lines().filter_map(|l| l.split(' ').nth(1)) {
+        if Path::new(mount).starts_with(dir) {
+            let _ = Command::new("umount").arg("-l").arg(mount).status();
+        }
+    }
+}
+
+/// The machine's one place for a cluster, held until it is dropped.
+pub struct Turn(#[allow(dead_code)] File); // closing the file gives the lock back
+
+impl Turn {
+    pub async fn take() -> Arc<Self> {
+        let path = scratch().parent().unwrap().join("lock");
+        let file = File::create(path).unwrap();
+        // SAFETY: flock takes a descriptor that is open for as long as `file` lives.
+        while unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Arc::new(Self(file))
+    }
+
+    /// The turn of a cluster that runs already, for another beside it.
+    pub fn shared(cluster: &LocalCluster) -> Arc<Self> {
+        cluster.turn.clone()
+    }
+}
+
+/// `n` ports that nobody listens on.
+pub fn free_ports(n: usize) -> Vec<u16> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let span = u32::from(PORTS.end - PORTS.start);
+    let mut ports = Vec::with_capacity(n);
+    for _ in 0..span {
+        if ports.len() == n {
+            return ports;
+        }
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let place = (std::process::id().wrapping_mul(37).wrapping_add(next)) % span;
+        let port = PORTS.start + place as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            ports.push(port);
+        }
+    }
+    panic!("no {n} free ports in {PORTS:?}");
+}
+
+/// Starts a child that gets SIGKILL when this process ends, however it ends.
+///
+/// The kernel sends it when the *thread* that started the child ends, so one thread, which lives as
+/// long as the process, starts them all.
+///
+/// # Errors
+/// Those of `Command::spawn`.
+pub fn spawn(mut command: Command) -> io::Result<Child> {
+    type Job = (Command, mpsc::Sender<io::Result<Child>>);
+    static SPAWNER: LazyLock<std::sync::Mutex<mpsc::Sender<Job>>> = LazyLock::new(|| {
+        let (sender, jobs) = mpsc::channel::<Job>();
+        std::thread::spawn(move || {
+            for (mut command, answer) in jobs {
+                let _ = answer.send(command.spawn());
+            }
+        });
+        std::sync::Mutex::new(sender)
+    });
+    let parent = std::process::id();
+    // SAFETY: prctl and getppid are async-signal-safe, as code between fork and exec must be.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // It died before the wish was heard.
+            if libc::getppid() as u32 != parent {
+                return Err(io::Error::other("the test has ended"));
+            }
+            Ok(())
+        });
+    }
+    let (answer, answered) = mpsc::channel();
+    SPAWNER.lock().unwrap().send((command, answer)).unwrap();
+    answered.recv().unwrap()
+}
+
+pub fn signal(child: &Child, signal: i32) {
+    // SAFETY: the child is ours and not waited for yet, so the pid is still its own.
+    let done = unsafe { libc::kill(child.id() as i32, signal) };
+    assert_eq!(done, 0, "kill: {}", io::Error::last_os_error());
+}
+
+/// Waits for a child's end.
+pub async fn wait_exit(child: &mut Child, max: Duration) -> Option<ExitStatus> {
+    let deadline = Instant::now() + max;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        if Instant::now() > deadline {
+            return None;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Repeats `check` until it gives a value.
+///
+/// # Panics
+/// When it does not within `max`, with what was waited for and the last reason.
+pub async fn eventually<T, F: Future<Output = Result<T, String>>>(
+    what: &str,
+    max: Duration,
+    mut check: impl FnMut() -> F,
+) -> T {
+    let deadline = Instant::now() + max;
+    loop {
+        match check().await {
+            Ok(value) => return value,
+            Err(why) if Instant::now() > deadline => {
+                panic!("{what}: not within {max:?}: {why}")
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub nodes: usize,
+    pub partitions: u32,
+    /// 0: as many as nodes, three at most.
+    pub replication_factor: u32,
+    /// Preload the shim, so that `lose_power` works.
+    pub shim: bool,
+    /// Environment of every node.
+    pub env: Vec<(String, String)>,
+    /// Data directories elsewhere, by node.
+    pub data_dirs: Vec<(usize, PathBuf)>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            nodes: 3,
+            partitions: 4,
+            replication_factor: 0,
+            shim: false,
+            env: Vec::new(),
+            data_dirs: Vec::new(),
+        }
+    }
+}
+
+pub struct Node {
+    pub name: String,
+    pub client_port: u16,
+    pub peer_port: u16,
+    pub data_dir: PathBuf,
+    pub log_path: PathBuf,
+    child: Option<Child>,
+    shim: Option<Shim>,
+    store: EventStoreClient<Channel>,
+    admin: ClusterClient<Channel>,
+}
+
+impl Node {
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client_port)
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    pub fn store(&self) -> EventStoreClient<Channel> {
+        self.store.clone()
+    }
+
+    pub fn admin(&self) -> ClusterClient<Channel> {
+        self.admin.clone()
+    }
+
+    pub fn shim(&self) -> &Shim {
+        self.shim.as_ref().expect("Settings::shim")
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log_path).unwrap_or_default()
+    }
+
+    /// # Errors
+    /// The call's own.
+    pub async fn status(&self) -> Result<NodeStatusResponse, tonic::Status> {
+        let mut admin = self.admin();
+        within(admin.node_status(timed(NodeStatusRequest {}, RPC_MAX)), RPC_MAX).await
+    }
+
+    /// # Errors
+    /// The call's own.
+    pub async fn topology(&self) -> Result<TopologyResponse, tonic::Status> {
+        let mut admin = self.admin();
+        within(admin.topology(timed(TopologyRequest {}, RPC_MAX)), RPC_MAX).await
+    }
+
+    /// # Errors
+    /// The call's own.
+    pub async fn transfer_leaders(&self) -> Result<TransferLeadersResponse, tonic::Status> {
+        let max = Duration::from_secs(10);
+        let mut admin = self.admin();
+        within(admin.transfer_leaders(timed(TransferLeadersRequest {}, max)), max).await
+    }
+
+    /// # Errors
+    /// The call's own.
+    pub async fn safe_to_stop(&self) -> Result<SafeToStopResponse, tonic::Status> {
+        let mut admin = self.admin();
+        let request = SafeToStopRequest { node_id: 0 };
+        within(admin.safe_to_stop(timed(request, RPC_MAX)), RPC_MAX).await
+    }
+}
+
+/// A request with its deadline said to the server.
+pub fn timed<T>(message: T, max: Duration) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(max);
+    request
+}
+
+/// Waits for an answer a little longer than the server was told to: a paused one says nothing.
+///
+/// # Errors
+/// The call's own, or DEADLINE_EXCEEDED.
+pub async fn within<T>(
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    max: Duration,
+) -> Result<T, tonic::Status> {
+    match tokio::time::timeout(max + Duration::from_millis(500), call).await {
+        Ok(answer) => answer.map(tonic::Response::into_inner),
+        Err(_) => Err(tonic::Status::deadline_exceeded("no answer in time")),
+    }
+}
+
+/// The reason of an error's ErrorInfo, empty when it has none.
+pub fn reason(status: &tonic::Status) -> String {
+    status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
+}
+
+/// A field of an error's ErrorInfo.
+pub fn detail(status: &tonic::Status, field: &str) -> Option<String> {
+    status.get_details_error_info()?.metadata.get(field).cloned()
+}
+
+pub fn channel(port: u16) -> Channel {
+    Endpoint::from_shared(format!("http://127.0.0.1:{port}"))
+        .unwrap()
+        .connect_timeout(Duration::from_secs(1))
+        .connect_lazy()
+}
+
+pub fn store_client(channel: Channel) -> EventStoreClient<Channel> {
+    EventStoreClient::new(channel)
+        .max_decoding_message_size(64 << 20)
+        .max_encoding_message_size(64 << 20)
+}
+
+pub struct LocalCluster {
+    pub nodes: Vec<Node>,
+    pub cluster_id: String,
+    settings: Settings,
+    root: PathBuf,
+    turn: Arc<Turn>,
+}
+
+impl LocalCluster {
+    /// Starts nodes, bootstraps, and waits until every partition has a leader.
+    pub async fn start(settings: Settings) -> Self {
+        Self::start_in(Turn::take().await, settings).await
+    }
+
+    /// Another cluster in the same turn.
+    pub async fn start_beside(other: &Self, settings: Settings) -> Self {
+        Self::start_in(Turn::shared(other), settings).await
+    }
+
+    async fn start_in(turn: Arc<Turn>, settings: Settings) -> Self {
+        let mut cluster = Self::create(turn, settings);
+        for i in 0..cluster.nodes.len() {
+            cluster.start_node(i);
+        }
+        cluster.bootstrap(0).await;
+        cluster.wait_ready().await;
+        cluster
+    }
+
+    /// Only the folders and the ports; nothing runs yet.
+    pub fn create(turn: Arc<Turn>, settings: Settings) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let root = scratch().join(format!("cluster-{number}"));
+        fs::create_dir_all(&root).unwrap();
+        let ports = free_ports(2 * settings.nodes);
+        let nodes = (0..settings.nodes)
+            .map(|i| {
+                let data_dir = settings
+                    .data_dirs
+                    .iter()
+                    .find(|(n, _)| *n == i)
+                    .map_or_else(|| root.join(format!("node{i}/data")), |(_, d)| d.clone());
+                fs::create_dir_all(&data_dir).unwrap();
+                let shadow = root.join(format!("node{i}/shadow"));
+                let client_port = ports[2 * i];
+                Node {
+                    name: format!("node{i}"),
+                    client_port,
+                    peer_port: ports[2 * i + 1],
+                    log_path: root.join(format!("node{i}.log")),
+                    child: None,
+                    shim: settings.shim.then(|| Shim::new(&data_dir, &shadow)),
+                    data_dir,
+                    store: store_client(channel(client_port)),
+                    admin: ClusterClient::new(channel(client_port)),
+                }
+            })
+            .collect();
+        Self { nodes, cluster_id: uuid::Uuid::new_v4().to_string(), settings, root, turn }
+    }
+
+    /// The command that starts node `i`.
+    pub fn command(&self, i: usize) -> Command {
+        let node = &self.nodes[i];
+        let seeds: Vec<String> =
+            self.nodes.iter().map(|n| format!("127.0.0.1:{}", n.peer_port)).collect();
+        let mut command = Command::new(binary("ringfold-node", "RINGFOLD_NODE_BIN"));
+        command
+            .arg("--data-dir")
+            .arg(&node.data_dir)
+            .args(["--name", &node.name])
+            .args(["--client-listen", &format!("127.0.0.1:{}", node.client_port)])
+            .args(["--peer-listen", &format!("127.0.0.1:{}", node.peer_port)])
+            .args(["--seeds", &seeds.join(",")])
+            .env("RUST_BACKTRACE", "1")
+            .envs(self.settings.env.iter().cloned())
+            .stdin(Stdio::null());
+        if let Some(shim) = &node.shim {
+            shim.preload(&mut command, library(scratch()));
+        }
+        command
+    }
+
+    pub fn start_node(&mut self, i: usize) {
+        assert!(self.nodes[i].child.is_none(), "node {i} runs already");
+        let mut command = self.command(i);
+        let log = File::options().create(true).append(true).open(&self.nodes[i].log_path).unwrap();
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        let child = spawn(command).expect("ringfold-node starts");
+        self.nodes[i].child = Some(child);
+    }
+
+    pub async fn bootstrap(&self, i: usize) {
+        let nodes = self.settings.nodes as u32;
+        let request = BootstrapRequest {
+            cluster_id: self.cluster_id.clone(),
+            partitions: self.settings.partitions,
+            replication_factor: match self.settings.replication_factor {
+                0 if nodes < 3 => 1,
+                0 => 3,
+                n => n,
+            },
+            initial_members: nodes,
+            default_reducer: Reducer::MergePatch as i32,
+            category_reducers: [(crate::model::LAST_CATEGORY.to_string(), Reducer::Last as i32)]
+                .into(),
+        };
+        eventually("bootstrap", READY_MAX, || {
+            let mut admin = self.nodes[i].admin();
+            let request = timed(request.clone(), RPC_MAX);
+            async move {
+                within(admin.bootstrap(request), RPC_MAX)
+                    .await
+                    .map_err(|s| s.to_string())
+            }
+        })
+        .await;
+    }
+
+    /// Waits until every running node knows a leader of every partition.
+    pub async fn wait_ready(&self) {
+        eventually("every partition has a leader", READY_MAX, || async {
+            for node in self.running() {
+                let topology = node.topology().await.map_err(|s| format!("{}: {s}", node.name))?;
+                let active = topology
+                    .members
+                    .iter()
+                    .filter(|m| m.state == MemberState::Active as i32)
+                    .count();
+                let led = topology.partition_map.iter().filter(|p| p.leader_node_id != 0).count();
+                if topology.epoch == 0
+                    || active < self.settings.nodes
+                    || led < self.settings.partitions as usize
+                {
+                    return Err(format!(
+                        "{}: epoch {}, {active} members active, {led} partitions led",
+                        node.name, topology.epoch
+                    ));
+                }
+            }
+            Ok(())
+        })
+        .await;
+    }
+
+    /// A client of each node, running or not.
+    pub fn stores(&self) -> Vec<EventStoreClient<Channel>> {
+        self.nodes.iter().map(Node::store).collect()
+    }
+
+    pub fn running(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|n| n.child.is_some())
+    }
+
+    pub fn partitions(&self) -> u32 {
+        self.settings.partitions
+    }
+
+    /// The top bits of the name's hash.
+    pub fn partition_of(&self, stream: &str) -> u32 {
+        partition_of(stream, self.settings.partitions)
+    }
+
+    /// Which node leads a partition, by its place in `nodes`.
+    pub async fn leader_of(&self, partition: u32) -> usize {
+        eventually("a leader", READY_MAX, || async {
+            for node in self.running() {
+                let Ok(topology) = node.topology().await else {
+                    continue;
+                };
+                let leader = topology
+                    .partition_map
+                    .iter()
+                    .find(|p| p.partition == partition)
+                    .map_or(0, |p| p.leader_node_id);
+                let name =
+                    topology.members.iter().find(|m| m.node_id == leader).map(|m| m.name.clone());
+                if let Some(i) = name.and_then(|n| self.nodes.iter().position(|x| x.name == n))
+                    && self.nodes[i].child.is_some()
+                {
+                    return Ok(i);
+                }
+            }
+            Err(format!("none known of partition {partition}"))
+        })
+        .await
+    }
+
+    /// SIGTERM; gives the exit code.
+    pub async fn stop(&mut self, i: usize) -> i32 {
+        let mut child = self.nodes[i].child.take().expect("it runs");
+        signal(&child, libc::SIGTERM);
+        match wait_exit(&mut child, STOP_MAX).await {
+            Some(status) => status.code().unwrap_or(-1),
+            None => {
+                signal(&child, libc::SIGKILL);
+                let _ = child.wait();
+                panic!("node {i} did not stop within {STOP_MAX:?} of SIGTERM");
+            }
+        }
+    }
+
+    pub fn kill(&mut self, i: usize) {
+        let mut child = self.nodes[i].child.take().expect("it runs");
+        if let Some(status) = child.try_wait().unwrap() {
+            panic!("node {i} was to be killed, and had ended by itself: {status}");
+        }
+        signal(&child, libc::SIGKILL);
+        child.wait().unwrap();
+    }
+
+    /// All at one moment, and then what was not synced is gone.
+    pub fn kill_all(&mut self) {
+        for node in self.running() {
+            // One that had ended by itself is a zombie until it is waited for: no harm.
+            signal(node.child.as_ref().unwrap(), libc::SIGKILL);
+        }
+        for node in &mut self.nodes {
+            if let Some(mut child) = node.child.take() {
+                child.wait().unwrap();
+            }
+        }
+    }
+
+    /// With `Settings::shim`, of a stopped node.
+    pub fn lose_power(&self, i: usize, survivors: Survivors) -> Loss {
+        assert!(self.nodes[i].child.is_none(), "node {i} still runs");
+        self.nodes[i].shim().drop_unsynced(survivors)
+    }
+
+    pub fn pause(&self, i: usize) {
+        signal(self.nodes[i].child.as_ref().expect("it runs"), libc::SIGSTOP);
+    }
+
+    pub fn resume(&self, i: usize) {
+        signal(self.nodes[i].child.as_ref().expect("it runs"), libc::SIGCONT);
+    }
+
+    /// Waits for a node that ends by itself; gives the exit code.
+    pub async fn wait_exit(&mut self, i: usize, max: Duration) -> i32 {
+        let mut child = self.nodes[i].child.take().expect("it runs");
+        match wait_exit(&mut child, max).await {
+            Some(status) => status.code().unwrap_or(-1),
+            None => {
+                self.nodes[i].child = Some(child);
+                panic!("node {i} did not end within {max:?}");
+            }
+        }
+    }
+
+    /// Whether a node that was started has ended by itself.
+    pub fn has_exited(&mut self, i: usize) -> bool {
+        let child = self.nodes[i].child.as_mut().expect("it was started");
+        let exited = child.try_wait().unwrap().is_some();
+        if exited {
+            self.nodes[i].child = None;
+        }
+        exited
+    }
+
+    pub async fn status(&self, i: usize) -> NodeStatusResponse {
+        let node = &self.nodes[i];
+        eventually("node status", READY_MAX, || async {
+            node.status().await.map_err(|s| s.to_string())
+        })
+        .await
+    }
+
+    /// Once all replicas have applied as much, their chains over the events are equal.
+    pub async fn assert_replicas_agree(&self) {
+        for partition in 0..self.settings.partitions {
+            eventually("replicas at one index", READY_MAX, || async move {
+                let mut marks = Vec::new();
+                for node in self.running() {
+                    let status = node.status().await.map_err(|s| s.to_string())?;
+                    let replicas = status.replicas.into_iter();
+                    marks.extend(
+                        replicas
+                            .filter(|r| r.partition == Some(partition))
+                            .map(|r| (r.applied_index, r.position, r.chain, node.name.clone())),
+                    );
+                }
+                if marks.windows(2).any(|p| p[0].0 != p[1].0) {
+                    return Err(format!("partition {partition}: {marks:?}"));
+                }
+                assert!(
+                    marks.windows(2).all(|p| (p[0].1, &p[0].2) == (p[1].1, &p[1].2)),
+                    "replicas of partition {partition} differ at one index: {marks:?}"
+                );
+                Ok(())
+            })
+            .await;
+        }
+    }
+
+    /// No node has panicked: a caught panic is in its log too.
+    pub fn assert_no_panic(&self) {
+        for node in &self.nodes {
+            let log = node.log();
+            let panicked: Vec<&str> = log.lines().filter(|l| l.contains("panicked at")).collect();
+            assert!(panicked.is_empty(), "{}: {panicked:#?}", node.name);
+        }
+    }
+}
+
+/// The top bits of `xxh3_64(stream)`; `partitions` is a power of two.
+pub fn partition_of(stream: &str, partitions: u32) -> u32 {
+    let bits = partitions.trailing_zeros();
+    let hash = xxhash_rust::xxh3::xxh3_64(stream.as_bytes());
+    if bits == 0 { 0 } else { (hash >> (64 - bits)) as u32 }
+}
+
+impl Drop for LocalCluster {
+    fn drop(&mut self) {
+        self.kill_all();
+        let failed = std::thread::panicking();
+        if failed {
+            for node in &self.nodes {
+                let log = node.log();
+                let lines: Vec<&str> = log.lines().collect();
+                let tail = &lines[lines.len().saturating_sub(40)..];
+                eprintln!("---- the end of {}:\n{}", node.log_path.display(), tail.join("\n"));
+            }
+            eprintln!("---- kept: {}", self.root.display());
+        }
+        if !failed && std::env::var_os("RINGFOLD_TEST_KEEP").is_none() {
+            let _ = fs::remove_dir_all(&self.root);
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! `ringfold dev`: nodes that come and go with it, and are found again on the same folder.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // tests
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use ringfold_tests::cluster::{
+    Turn, binary, eventually, free_ports, scratch, signal, spawn, wait_exit,
+};
+
+const RUN_MAX: Duration = Duration::from_secs(90);
+const END_MAX: Duration = Duration::from_secs(20);
+
+struct Dev {
+    data: PathBuf,
+    port: u16,
+}
+
+impl Dev {
+    fn new(name: &str) -> Self {
+        let data = scratch().join(format!("dev-{name}"));
+        let _ = fs::remove_dir_all(&data);
+        Self { data, port: base_port() }
+    }
+
+    fn command(&self, command: &[&str]) -> Command {
+        let mut dev = Command::new(binary("ringfold", "RINGFOLD_BIN"));
+        dev.args(["dev", "--partitions", "4", "--data"])
+            .arg(&self.data)
+            .args(["--port", &self.port.to_string()])
+            .stdin(Stdio::null());
+        if !command.is_empty() {
+            dev.arg("--").args(command);
+        }
+        dev
+    }
+
+    async fn run(&self, command: &[&str]) -> Output {
+        output(self.command(command)).await
+    }
+
+    fn start(&self) -> Child {
+        let log = fs::File::create(self.data.with_extension("log")).unwrap();
+        let mut command = self.command(&[]);
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        spawn(command).unwrap()
+    }
+
+    fn endpoints(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+}
+
+/// Node i takes base + 10 i and the three ports after it.
+fn base_port() -> u16 {
+    loop {
+        let base = free_ports(1)[0];
+        let free = (0..3)
+            .all(|i| (0..4).all(|p| TcpListener::bind(("127.0.0.1", base + 10 * i + p)).is_ok()));
+        if free {
+            return base;
+        }
+    }
+}
+
+async fn output(mut command: Command) -> Output {
+    let mut child = spawn({
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    })
+    .unwrap();
+    if wait_exit(&mut child, RUN_MAX).await.is_none() {
+        let _ = child.kill();
+        let out = child.wait_with_output().unwrap();
+        panic!("it does not end: {}", text(&out));
+    }
+    child.wait_with_output().unwrap()
+}
+
+fn text(out: &Output) -> String {
+    format!(
+        "{:?}\n{}\n{}",
+        out.status,
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    )
+}
+
+/// Processes whose command line names this folder.
+fn processes_of(data: &Path) -> Vec<i32> {
+    let data = data.to_str().unwrap().as_bytes();
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
+            continue;
+        };
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if line.windows(data.len()).any(|w| w == data) {
+            pids.push(pid);
+        }
+    }
+    pids
+}
+
+async fn gone(data: &Path) {
+    eventually("all processes of the folder are gone", END_MAX, || async {
+        let left = processes_of(data);
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+}
+
+async fn cli(dev: &Dev, args: &[&str]) -> Output {
+    let mut command = Command::new(binary("ringfold", "RINGFOLD_BIN"));
+    command.args(args).env("RINGFOLD_ENDPOINTS", dev.endpoints());
+    output(command).await
+}
+
+#[tokio::test]
+async fn dev_ends_with_the_exit_code_of_its_command() {
+    let _turn = Turn::take().await;
+    let dev = Dev::new("code");
+    for code in ["0", "7"] {
+        let script = format!("exit {code}");
+        let out = dev.run(&["sh", "-c", &script]).await;
+        assert_eq!(out.status.code(), code.parse().ok(), "{}", text(&out));
+        gone(&dev.data).await;
+    }
+}
+
+#[tokio::test]
+async fn dev_tells_its_command_where_the_nodes_are() {
+    let _turn = Turn::take().await;
+    let dev = Dev::new("endpoints");
+    let out = dev.run(&["sh", "-c", "echo ENDPOINTS=$RINGFOLD_ENDPOINTS"]).await;
+    let told = text(&out);
+    for i in 0..3 {
+        let url = format!("127.0.0.1:{}", dev.port + 10 * i);
+        let line = told.lines().find(|l| l.contains("ENDPOINTS=")).expect(&told);
+        assert!(line.contains(&url), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn dev_goes_on_where_it_was_on_the_same_folder() {
+    let _turn = Turn::take().await;
+    let dev = Dev::new("again");
+    let ringfold = binary("ringfold", "RINGFOLD_BIN");
+    let ringfold = ringfold.to_str().unwrap();
+    for (n, field) in ["a", "b"].iter().enumerate() {
+        let data = format!("{{\"{field}\":{n}}}");
+        let out = dev
+            .run(&[ringfold, "append", "customer-42", "--type", "Changed", "--data", &data])
+            .await;
+        assert!(out.status.success(), "{}", text(&out));
+    }
+    let out = dev.run(&[ringfold, "lookup", "customer-42", "-o", "json"]).await;
+    let told = text(&out);
+    assert!(out.status.success(), "{told}");
+    let line = String::from_utf8_lossy(&out.stdout)
+        .lines()
+        .find_map(|l| serde_json::from_str::<serde_json::Value>(l).ok())
+        .unwrap_or_else(|| panic!("no JSON line in {told}"));
+    assert_eq!(line["stream"], "customer-42");
+    assert_eq!(line["revision"], 1);
+    assert_eq!(line["state"], serde_json::json!({"a": 0, "b": 1}));
+}
+
+#[tokio::test]
+async fn dev_killed_by_force_takes_its_nodes_along() {
+    let _turn = Turn::take().await;
+    let dev = Dev::new("killed");
+    let mut child = dev.start();
+    serving(&dev).await;
+    assert!(processes_of(&dev.data).len() >= 4, "dev and three nodes");
+    signal(&child, libc::SIGKILL);
+    child.wait().unwrap();
+    gone(&dev.data).await;
+    // And what they had is there the next time.
+    let out = dev.run(&["true"]).await;
+    assert!(out.status.success(), "{}", text(&out));
+}
+
+#[tokio::test]
+async fn dev_ends_its_nodes_when_it_is_asked_to_end() {
+    let _turn = Turn::take().await;
+    for (name, sent) in [("term", libc::SIGTERM), ("int", libc::SIGINT)] {
+        let dev = Dev::new(name);
+        let mut child = dev.start();
+        serving(&dev).await;
+        signal(&child, sent);
+        let status = wait_exit(&mut child, END_MAX).await.expect("it ends");
+        assert!(status.code().is_some(), "by itself, not by a signal: {status:?}");
+        gone(&dev.data).await;
+    }
+}
+
+#[tokio::test]
+async fn dev_without_a_folder_leaves_none_behind() {
+    let _turn = Turn::take().await;
+    let dev = Dev::new("temporary");
+    fs::create_dir_all(&dev.data).unwrap();
+    let mut command = Command::new(binary("ringfold", "RINGFOLD_BIN"));
+    command
+        .args(["dev", "--partitions", "4", "--port", &dev.port.to_string()])
+        .args(["--", "sh", "-c", "ls $TMPDIR | wc -l"])
+        .env("TMPDIR", &dev.data);
+    let out = output(command).await;
+    assert!(out.status.success(), "{}", text(&out));
+    assert!(
+        text(&out).lines().any(|l| l.trim() == "1"),
+        "one folder while it runs: {}",
+        text(&out)
+    );
+    assert_eq!(fs::read_dir(&dev.data).unwrap().count(), 0);
+}
+
+async fn serving(dev: &Dev) {
+    eventually("dev serves", RUN_MAX, || async {
+        let out = cli(dev, &["append", "customer-1", "--type", "T", "--data", "{}"]).await;
+        if out.status.success() { Ok(()) } else { Err(text(&out)) }
+    })
+    .await;
+}
