@@ -20,23 +20,12 @@ fn timed(
         load_factor: LOAD_FACTOR,
         current,
     })?;
-    println!(
-        "{what:<40} {:>8.1} ms, {} moves",
-        start.elapsed().as_secs_f64() * 1e3,
-        plan.moves
-    );
+    println!("{what:<40} {:>8.1} ms, {} moves", start.elapsed().as_secs_f64() * 1e3, plan.moves);
     Ok(plan.placement)
 }
 
 fn main() -> Result<(), PlacementError> {
-    for (nodes, zones) in [
-        (3, 1),
-        (10, 1),
-        (100, 3),
-        (1000, 1),
-        (1000, 3),
-        (1000, 1000),
-    ] {
+    for (nodes, zones) in [(3, 1), (10, 1), (100, 3), (1000, 1), (1000, 3), (1000, 1000)] {
         let mut members: Vec<Member> = (0..=nodes)
             .map(|id| Member {
                 node_id: id,

@@ -30,12 +30,7 @@ pub(super) fn cluster(
                 .map(|(id, (zone, weight))| super::member(id * 7 % 31, zone, weight))
                 .collect();
             let usable = members.iter().filter(|m| m.weight > 0).count() as u32;
-            (
-                members,
-                1 << bits,
-                replication_factor.min(usable),
-                load_factor,
-            )
+            (members, 1 << bits, replication_factor.min(usable), load_factor)
         })
 }
 
