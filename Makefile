@@ -52,9 +52,9 @@ fmt: ## format the code
 lint: ## formatting and clippy, changing nothing
 	@$(READY); cargo fmt --all -- --check; cargo clippy --locked --workspace --all-targets -- -D warnings
 
-bench: ## the figures of docs/performance.md
-	@$(READY); cargo build --locked --release --workspace --bins; \
-	cargo run --locked --release -p ringfold-bench
+bench: ## the figures of docs/performance.md, as ratios against peers in the same run
+	@$(READY); cargo build --locked --release -p ringfold-node -p ringfold-cli -p ringfold-bench --bins; \
+	"$$CARGO_TARGET_DIR/release/ringfold-bench" all --dir "$$RINGFOLD_CACHE"
 
 clean-cache: ## remove everything that builds have cached, RocksDB included
 	@. scripts/env.sh; say "emptying $$RINGFOLD_CACHE"; \

@@ -1,30 +1,30 @@
 #!/bin/sh
 # `make run` and `make demo`: nodes on this machine, a repository's history loaded and checked.
 #
-#   run.sh serve|check   builds, then starts the nodes with this script as their command
-#   run.sh load ...      what runs beside the nodes; `ringfold dev` has set RINGFOLD_ENDPOINTS
+#   run.sh serve|check   builds, then starts the nodes; REPO, DATA, NODES, PORT from the environment
+#   run.sh load|try ...  what runs beside the nodes; `ringfold dev` has set RINGFOLD_ENDPOINTS
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/env.sh
 bin=$CARGO_TARGET_DIR/release
 
-load() { # serve|check REPO
-  "$bin/git-history" run --repo "$2"
-  [ "$1" = serve ] || return 0
+lookups_to_try() { # REPO
   say "serving at $RINGFOLD_ENDPOINTS; try, from another terminal:"
   echo "  export PATH=$bin:\$PATH RINGFOLD_ENDPOINTS=$RINGFOLD_ENDPOINTS"
   # Two paths that need no quotes.
-  git -C "$2" ls-tree -r -z --name-only HEAD | tr '\0' '\n' | grep -v -e '[^A-Za-z0-9._/-]' -e '^\.' | head -n 2 | sed 's/^/  ringfold lookup file-/'
+  git -C "$1" ls-tree -r -z --name-only HEAD | tr '\0' '\n' | grep -v -e '[^A-Za-z0-9._/-]' -e '^\.' | head -n 2 | sed 's/^/  ringfold lookup file-/'
   echo "  ringfold list --category file"
   echo "  ringfold status"
   say "Ctrl-C ends it"
-  # Ends with the nodes: Ctrl-C goes to all of us.
-  exec sleep infinity
 }
 
 case ${1:-} in
   load)
-    load "$2" "$3"
+    exec "$bin/git-history" run --repo "$2"
+    ;;
+  try)
+    "$bin/git-history" run --repo "$2"
+    lookups_to_try "$2"
     ;;
   serve | check)
     # Said before anything is built, for that takes a while.
@@ -37,7 +37,10 @@ case ${1:-} in
     mode=$1
     set -- dev --nodes "${NODES:-3}" --port "${PORT:-2600}"
     [ -z "${DATA:-}" ] || set -- "$@" --data "$DATA"
-    exec "$bin/ringfold" "$@" -- sh scripts/run.sh load "$mode" "$repo"
+    if [ "$mode" = serve ]; then
+      exec "$bin/ringfold" "$@" --stay -- sh scripts/run.sh try "$repo"
+    fi
+    exec "$bin/ringfold" "$@" -- sh scripts/run.sh load "$repo"
     ;;
   *)
     die "usage: run.sh serve|check (with REPO, DATA, NODES, PORT from the environment)"

@@ -42,12 +42,16 @@ impl Fit<'_> {
                 }
             }
         }
-        for r in 0..rows.len() {
-            while rows[r].len() < self.demands[r] {
-                self.swap(&mut rows, &mut loads, r)?;
+        // Swaps of what came only now cost nothing; only then those of what was there.
+        for swaps in [Swaps::New, Swaps::Any] {
+            for r in 0..rows.len() {
+                while rows[r].len() < self.demands[r] && self.swap(&mut rows, &mut loads, r, swaps)
+                {
+                }
             }
         }
-        Some(rows)
+        let full = |(row, &demand): (&Vec<usize>, &usize)| row.len() == demand;
+        rows.iter().zip(self.demands).all(full).then_some(rows)
     }
 
     /// Takes away what is too much in rows and in columns.
@@ -85,18 +89,22 @@ impl Fit<'_> {
 
     /// Gives row `start` one more column where every column with room is in it already: it takes
     /// a full one, which another row gives up for another, and so on to one with room. The
-    /// shortest such chain, so no row is in it twice.
-    fn swap(&self, rows: &mut [Vec<usize>], loads: &mut [usize], start: usize) -> Option<()> {
+    /// shortest such chain, so no row is in it twice. False where there is none.
+    fn swap(
+        &self,
+        rows: &mut [Vec<usize>],
+        loads: &mut [usize],
+        start: usize,
+        swaps: Swaps,
+    ) -> bool {
         let columns = self.quotas.len();
         let mut holders = vec![Vec::new(); columns];
         for (r, row) in rows.iter().enumerate() {
             for &c in row {
-                // What came only now is moved before what was there.
-                holders[c].push((self.kept[r].contains(&c), r));
+                if swaps == Swaps::Any || !self.kept[r].contains(&c) {
+                    holders[c].push(r);
+                }
             }
-        }
-        for list in &mut holders {
-            list.sort_unstable();
         }
         // By column: the row that would take it, and the column that the row would give up.
         let mut via: Vec<Option<(usize, Option<usize>)>> = vec![None; columns];
@@ -105,28 +113,39 @@ impl Fit<'_> {
             via[c] = Some((start, None));
             queue.push_back(c);
         }
-        let open = loop {
-            let c = queue.pop_front()?;
+        while let Some(c) = queue.pop_front() {
             if loads[c] < self.quotas[c] {
-                break c;
+                loads[c] += 1;
+                self.follow(rows, &via, c);
+                return true;
             }
-            for &(_, r) in &holders[c] {
-                for next in 0..columns {
-                    if via[next].is_none() && !rows[r].contains(&next) {
-                        via[next] = Some((r, Some(c)));
+            for &r in &holders[c] {
+                for (next, reached) in via.iter_mut().enumerate() {
+                    if reached.is_none() && !rows[r].contains(&next) {
+                        *reached = Some((r, Some(c)));
                         queue.push_back(next);
                     }
                 }
             }
-        };
-        loads[open] += 1;
+        }
+        false
+    }
+
+    /// Carries a chain of swaps out, from the column with room back to the row that lacks one.
+    fn follow(&self, rows: &mut [Vec<usize>], via: &[Option<(usize, Option<usize>)>], open: usize) {
         let mut gained = open;
         while let Some((r, given_up)) = via[gained] {
             rows[r].push(gained);
-            let Some(c) = given_up else { break };
+            let Some(c) = given_up else { return };
             rows[r].retain(|&other| other != c);
             gained = c;
         }
-        Some(())
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Swaps {
+    /// Of columns that the row did not have at first.
+    New,
+    Any,
 }

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 
-use super::properties::{cluster, is_valid};
+use super::properties::{SWAPS_MOST, cluster};
 use super::*;
 
 /// Least-cost flow by Bellman and Ford.
@@ -164,7 +164,6 @@ proptest! {
             load_factor,
             ..input(&members, partitions, replication_factor, None)
         };
-        prop_assume!(is_valid(&input));
         let plan = place(&input).unwrap();
         prop_assert_eq!(cost(&input, &plan.placement), best_cost(&input));
     }
@@ -172,21 +171,21 @@ proptest! {
     /// How much must move for the best spread and balance is known.
     #[test]
     fn the_naive_planner_moves_little_less(
-        (members, partitions, replication_factor, _) in cluster(7, 4, 3),
-        (mut others, ..) in cluster(7, 4, 3),
+        (members, partitions, first_factor, _) in cluster(7, 4, 3),
+        (mut others, _, other_factor, _) in cluster(7, 4, 3),
         zone_stays in any::<bool>(),
     ) {
+        let replication_factor = first_factor.min(other_factor);
         let first = input(&members, partitions, replication_factor, None);
-        prop_assume!(is_valid(&first));
         let before = place(&first).unwrap().placement;
         for (other, m) in others.iter_mut().zip(&members).filter(|_| zone_stays) {
             other.zone.clone_from(&m.zone);
         }
         let input = input(&others, partitions, replication_factor, Some(&before));
-        prop_assume!(is_valid(&input));
         let plan = place(&input).unwrap();
         let best = best_cost(&input);
         let cost = cost(&input, &plan.placement) + plan.moves as i64;
-        eprintln!("EXTRA {} of {}", cost - best, partitions * replication_factor);
+        let slack = (partitions * replication_factor) as usize / 10 + SWAPS_MOST;
+        prop_assert!(cost <= best + slack as i64, "{cost} against {best}");
     }
 }

@@ -3,7 +3,11 @@ use proptest::sample::{Index, select};
 
 use super::*;
 
-/// (members, partitions, replication factor, load factor), not always valid.
+/// Moves beyond the needed ones that no share of the total excuses in a small cluster, where a
+/// partition is on half of the nodes already.
+pub(super) const SWAPS_MOST: usize = 3;
+
+/// (members, partitions, replication factor, load factor), as many members as they need.
 pub(super) fn cluster(
     members_max: usize,
     partition_bits_max: u32,
@@ -19,18 +23,15 @@ pub(super) fn cluster(
         1..=replication_factor_max,
         select(vec![LOAD_FACTOR, LOAD_FACTOR, 1.0, 1.1, 2.0]),
     )
-        .prop_map(|(members, bits, replication_factor, load_factor)| {
-            let members = (1..)
+        .prop_map(|(mut members, bits, replication_factor, load_factor)| {
+            members[0].1 = NORMAL_WEIGHT;
+            let members: Vec<_> = (1..)
                 .zip(members)
                 .map(|(id, (zone, weight))| super::member(id * 7 % 31, zone, weight))
                 .collect();
-            (members, 1 << bits, replication_factor, load_factor)
+            let usable = members.iter().filter(|m| m.weight > 0).count() as u32;
+            (members, 1 << bits, replication_factor.min(usable), load_factor)
         })
-}
-
-pub(super) fn is_valid(input: &PlacementInput<'_>) -> bool {
-    let usable = input.members.iter().filter(|m| m.weight > 0);
-    usable.count() >= input.replication_factor as usize
 }
 
 /// What must move whatever a planner does: replicas of nodes that are gone or over their cap or
@@ -49,13 +50,8 @@ proptest! {
         (members, partitions, replication_factor, load_factor) in cluster(12, 8, 5),
     ) {
         let input = PlacementInput { load_factor, ..input(&members, partitions, replication_factor, None) };
-        match place(&input) {
-            Ok(plan) => prop_assert_eq!(check(&input, &plan.placement), Ok(())),
-            Err(e) => {
-                let refused = matches!(e, PlacementError::TooFewMembers { .. });
-                prop_assert!(refused && !is_valid(&input), "{}", e);
-            }
-        }
+        let plan = place(&input).unwrap();
+        prop_assert_eq!(check(&input, &plan.placement), Ok(()));
     }
 
     /// Also from a placement that broke every rule, by nodes that are gone.
@@ -69,7 +65,6 @@ proptest! {
             load_factor,
             ..input(&members, partitions, replication_factor, Some(&current))
         };
-        prop_assume!(is_valid(&input));
         let plan = place(&input).unwrap();
         prop_assert_eq!(check(&input, &plan.placement), Ok(()));
     }
@@ -91,7 +86,6 @@ proptest! {
         (members, partitions, replication_factor, load_factor) in cluster(12, 6, 5),
     ) {
         let first = PlacementInput { load_factor, ..input(&members, partitions, replication_factor, None) };
-        prop_assume!(is_valid(&first));
         let before = place(&first).unwrap().placement;
         let again = place(&PlacementInput { current: Some(&before), ..first }).unwrap();
         prop_assert_eq!(again.moves, 0);
@@ -105,7 +99,6 @@ proptest! {
         changes in proptest::collection::vec((0..3, any::<Index>()), 1..12),
     ) {
         members.iter_mut().for_each(|m| *m = member(m.node_id, "", NORMAL_WEIGHT));
-        prop_assume!(members.len() >= replication_factor as usize);
         let mut current = place(&input(&members, partitions, replication_factor, None)).unwrap().placement;
         for (i, (what, index)) in changes.into_iter().enumerate() {
             let at = index.index(members.len());
@@ -119,7 +112,7 @@ proptest! {
             prop_assert_eq!(check(&input, &plan.placement), Ok(()));
             let least = moves_least(&input, &current, &plan.placement);
             let total = (partitions * replication_factor) as usize;
-            prop_assert!(plan.moves <= least + total / 10 + 1, "{} moves, {} needed of {}", plan.moves, least, total);
+            prop_assert!(plan.moves <= least + total / 10 + SWAPS_MOST, "{} moves, {} needed of {}", plan.moves, least, total);
             current = plan.placement;
         }
     }
@@ -147,6 +140,7 @@ proptest! {
         let before = place(&input(&members, partitions, 3, None)).unwrap().placement;
         let gone = members.remove(leaver.index(count));
         let plan = place(&input(&members, partitions, 3, Some(&before))).unwrap();
-        prop_assert!(plan.moves <= loads(&before, gone.node_id) + partitions as usize * 3 / count / 10 + 1, "{} moves for {}", plan.moves, loads(&before, gone.node_id));
+        let had = loads(&before, gone.node_id);
+        prop_assert!(plan.moves <= had + had / 10 + SWAPS_MOST, "{} moves for {had}", plan.moves);
     }
 }
