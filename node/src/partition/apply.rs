@@ -98,22 +98,10 @@ impl Genesis {
         default_reducer: u32,
         categories: impl IntoIterator<Item = (&'a String, &'a u32)>,
     ) -> Genesis {
-        let active = |reducer| reducer_table::Active {
-            reducer,
-            generation: 1,
-        };
-        let categories = categories
-            .into_iter()
-            .map(|(c, r)| (c.clone(), active(*r)))
-            .collect();
-        let reducers = ReducerTable {
-            default: Some(active(default_reducer)),
-            categories,
-        };
-        Genesis {
-            partition,
-            reducers,
-        }
+        let active = |reducer| reducer_table::Active { reducer, generation: 1 };
+        let categories = categories.into_iter().map(|(c, r)| (c.clone(), active(*r))).collect();
+        let reducers = ReducerTable { default: Some(active(default_reducer)), categories };
+        Genesis { partition, reducers }
     }
 }
 
@@ -147,8 +135,8 @@ pub struct PartitionMachine {
 }
 
 impl PartitionMachine {
-    /// Opens the database in a directory. `create` says that the log holds every entry from the
-    /// first one on: only then one that is empty or not there is (again) created from `genesis`.
+    /// Opens the database in a directory. One that is empty or not there is created from `genesis`,
+    /// durably, where `create` says so; else only the genesis' partition counts.
     pub fn open(
         path: &Path,
         resources: &SharedResources,
@@ -168,27 +156,16 @@ impl PartitionMachine {
         match load::<GenesisRecord>(&*store, keys::GENESIS)? {
             None if create && store.get(keys::APPLIED)?.is_none() => {
                 let mut batch = super::store::Batch::default();
-                put(
-                    &mut batch,
-                    keys::GENESIS,
-                    &GenesisRecord {
-                        partition: genesis.partition,
-                    },
-                );
+                put(&mut batch, keys::GENESIS, &GenesisRecord { partition: genesis.partition });
                 put(&mut batch, keys::REDUCERS, &genesis.reducers);
-                let applied = AppliedRecord {
-                    chain: vec![0; 32].into(),
-                    ..Default::default()
-                };
+                let applied = AppliedRecord { chain: vec![0; 32].into(), ..Default::default() };
                 put(&mut batch, keys::APPLIED, &applied);
-                // Not flushed: what a crash takes before the first flush is created again, and the
-                // log holds every entry since.
+                // Durable before the log names the directory: a start knows no genesis.
                 store.write(&batch)?;
+                store.flush()?;
             }
             None => {
-                return Err(error(
-                    "it is not a partition's database, or lost its records".into(),
-                ));
+                return Err(error("it is not a partition's database, or lost its records".into()));
             }
             Some(g) if g.partition != genesis.partition => {
                 let (is, not) = (g.partition, genesis.partition);
@@ -254,9 +231,7 @@ impl PartitionMachine {
         let commands = std::mem::take(&mut entry.commands);
         let (count, done) = (commands.len(), self.mark.commands_done as usize);
         if done > count {
-            return Err(format!(
-                "{done} of its commands are applied, it has {count}"
-            ));
+            return Err(format!("{done} of its commands are applied, it has {count}"));
         }
         let mut outcomes = Vec::with_capacity(count - done);
         for (i, command) in commands.into_iter().enumerate().skip(done) {
@@ -292,10 +267,7 @@ impl PartitionMachine {
             }
             Some(Kind::Close(close)) => {
                 if close.position > position::MAX {
-                    return Err(format!(
-                        "a closed position of {} is beyond all",
-                        close.position
-                    ));
+                    return Err(format!("a closed position of {} is beyond all", close.position));
                 }
                 self.mark.closed_position = self.mark.closed_position.max(close.position);
                 Ok(CommandOutcome::Done)
@@ -313,10 +285,8 @@ impl PartitionMachine {
     /// Streams that exist keep the generation that they were folded with.
     fn activate(&mut self, activate: Activate) -> Result<(), String> {
         Reducer::from_number(activate.reducer)?;
-        let active = reducer_table::Active {
-            reducer: activate.reducer,
-            generation: activate.generation,
-        };
+        let active =
+            reducer_table::Active { reducer: activate.reducer, generation: activate.generation };
         if activate.category.is_empty() {
             self.reducers.default = Some(active);
         } else {
@@ -365,10 +335,7 @@ impl PartitionMachine {
             None => None,
             Some(value) => {
                 let record: StreamRecord = decode_value(value)?;
-                Some(Head {
-                    fold: Fold::of(&record)?,
-                    record,
-                })
+                Some(Head { fold: Fold::of(&record)?, record })
             }
         };
         Ok(self.pending.add(Arc::from(stream), head))
@@ -442,16 +409,10 @@ impl PartitionMachine {
             Ok(Expected::Exact) => actual == Some(append.exact),
             Err(_) => {
                 let number = append.expected;
-                return Err(format!(
-                    "expectation {number} is not known: run a newer version"
-                ));
+                return Err(format!("expectation {number} is not known: run a newer version"));
             }
         };
-        Ok(if met {
-            Ok(())
-        } else {
-            Err(Refusal::WrongExpectedRevision { actual })
-        })
+        Ok(if met { Ok(()) } else { Err(Refusal::WrongExpectedRevision { actual }) })
     }
 
     fn store(&mut self, entry: &Entry, at: usize, events: Vec<Event>) -> Result<Appended, String> {
@@ -469,9 +430,7 @@ impl PartitionMachine {
         };
         let count = events.len() as u64;
         let mut hasher = blake3::Hasher::new();
-        hasher
-            .update(&self.chain)
-            .update(&(stream.len() as u32).to_le_bytes());
+        hasher.update(&self.chain).update(&(stream.len() as u32).to_le_bytes());
         hasher.update(stream.as_bytes());
 
         let (mut revision, mut at_position) = (first_revision, 0);
@@ -484,26 +443,17 @@ impl PartitionMachine {
                 first_position = at_position;
             }
             self.mark.last_position = at_position;
-            hasher
-                .update(&revision.to_le_bytes())
-                .update(&at_position.to_le_bytes());
+            hasher.update(&revision.to_le_bytes()).update(&at_position.to_le_bytes());
             hasher.update(&event.id).update(&event.content_hash);
 
-            let folded = Folded {
-                revision,
-                content_type: &event.content_type,
-                data: &event.data,
-            };
+            let folded = Folded { revision, content_type: &event.content_type, data: &event.data };
             head.fold.add(&folded, state_bytes_max);
             let id = IdRecord {
                 revision,
                 position: at_position,
                 content_hash: event.content_hash.clone(),
             };
-            batch.put_with(
-                |k| keys::id(k, hash, &stream, &event.id),
-                |v| encode_value(v, &id),
-            );
+            batch.put_with(|k| keys::id(k, hash, &stream, &event.id), |v| encode_value(v, &id));
             slot.ids.insert(event.id.clone(), id);
             let record = EventRecord {
                 id: event.id,
@@ -550,19 +500,9 @@ impl PartitionMachine {
         self.mark.events += count;
         self.pending.state_bytes =
             (self.pending.state_bytes + state_bytes).saturating_sub(state_bytes_before);
-        self.pending.run(Run {
-            head: at,
-            first_revision,
-            first_position,
-            events: count,
-        });
+        self.pending.run(Run { head: at, first_revision, first_position, events: count });
         let (first_position, last_position) = (first_position, at_position);
-        Ok(Appended {
-            first_revision,
-            last_revision,
-            first_position,
-            last_position,
-        })
+        Ok(Appended { first_revision, last_revision, first_position, last_position })
     }
 
     /// Writes what is pending with the mark.
@@ -570,9 +510,7 @@ impl PartitionMachine {
         self.pending.finish()?;
         self.mark.chain = Bytes::copy_from_slice(&self.chain);
         put(&mut self.pending.batch, keys::APPLIED, &self.mark);
-        self.store
-            .write(&self.pending.batch)
-            .map_err(|e| e.to_string())?;
+        self.store.write(&self.pending.batch).map_err(|e| e.to_string())?;
         self.pending.clear_into(&mut self.heads);
         Ok(())
     }
@@ -598,10 +536,7 @@ fn unsupported(command: &str) -> String {
 fn check(append: &Append) -> Result<(), String> {
     let name = append.stream.as_bytes();
     if name.is_empty() || name.len() > keys::STREAM_NAME_BYTES_MAX || name.contains(&0) {
-        return Err(format!(
-            "an append to a malformed stream name ({:?})",
-            append.stream
-        ));
+        return Err(format!("an append to a malformed stream name ({:?})", append.stream));
     }
     if append.events.is_empty() {
         return Err(format!("an append to {:?} without events", append.stream));
@@ -609,9 +544,7 @@ fn check(append: &Append) -> Result<(), String> {
     for e in &append.events {
         if e.id.len() != keys::ID_BYTES || e.content_hash.len() != CONTENT_HASH_BYTES {
             let name = &append.stream;
-            return Err(format!(
-                "an event for {name:?} has a malformed id or content hash"
-            ));
+            return Err(format!("an event for {name:?} has a malformed id or content hash"));
         }
     }
     Ok(())
@@ -623,10 +556,7 @@ fn twice(events: &[Event]) -> Option<&[u8]> {
         return None;
     }
     let mut seen = HashSet::with_capacity(events.len());
-    events
-        .iter()
-        .map(|e| &e.id[..])
-        .find(|id| !seen.insert(*id))
+    events.iter().map(|e| &e.id[..]).find(|id| !seen.insert(*id))
 }
 
 fn conflict(id: &[u8], revision: u64) -> Refusal {
@@ -635,20 +565,14 @@ fn conflict(id: &[u8], revision: u64) -> Refusal {
 }
 
 fn new_head(reducers: &ReducerTable, stream: &str) -> Result<Head, String> {
-    let active = reducers
-        .categories
-        .get(keys::category(stream))
-        .or(reducers.default.as_ref());
+    let active = reducers.categories.get(keys::category(stream)).or(reducers.default.as_ref());
     let active = active.ok_or("there is no default reducer")?;
     let record = StreamRecord {
         reducer: active.reducer,
         generation: active.generation,
         ..Default::default()
     };
-    Ok(Head {
-        fold: Fold::of(&record)?,
-        record,
-    })
+    Ok(Head { fold: Fold::of(&record)?, record })
 }
 
 impl StateMachine for PartitionMachine {

@@ -15,12 +15,7 @@ pub fn content_hash(
     metadata: &[u8],
 ) -> Bytes {
     let mut hasher = blake3::Hasher::new();
-    let fields = [
-        event_type.as_bytes(),
-        content_type.as_bytes(),
-        data,
-        metadata,
-    ];
+    let fields = [event_type.as_bytes(), content_type.as_bytes(), data, metadata];
     // Lengths first: one call for the small parts.
     let mut lengths = [0; 20];
     for (to, field) in lengths.chunks_exact_mut(4).zip(fields) {
@@ -36,24 +31,12 @@ pub fn content_hash(
 
 /// The hash that an event must have.
 pub fn hash_of_event(e: &Event) -> Bytes {
-    content_hash(
-        &e.r#type,
-        e.schema_version,
-        &e.content_type,
-        &e.data,
-        &e.metadata,
-    )
+    content_hash(&e.r#type, e.schema_version, &e.content_type, &e.data, &e.metadata)
 }
 
 /// The hash that a stored event must have.
 pub fn hash_of_record(e: &EventRecord) -> Bytes {
-    content_hash(
-        &e.r#type,
-        e.schema_version,
-        &e.content_type,
-        &e.data,
-        &e.metadata,
-    )
+    content_hash(&e.r#type, e.schema_version, &e.content_type, &e.data, &e.metadata)
 }
 
 #[cfg(test)]

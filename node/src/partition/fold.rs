@@ -21,9 +21,7 @@ impl Reducer {
         match number {
             1 => Ok(Reducer::Last),
             2 => Ok(Reducer::MergePatch),
-            _ => Err(format!(
-                "reducer {number} is not known to this version: run a newer version"
-            )),
+            _ => Err(format!("reducer {number} is not known to this version: run a newer version")),
         }
     }
 }
@@ -31,11 +29,7 @@ impl Reducer {
 /// Whether a content type says JSON: none, `application/json` or `…+json`, with or without
 /// parameters.
 pub fn is_json(content_type: &str) -> bool {
-    let kind = content_type
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim_ascii();
+    let kind = content_type.split(';').next().unwrap_or_default().trim_ascii();
     let ends_so = |end: &str| {
         kind.len() > end.len()
             && kind.as_bytes()[kind.len() - end.len()..].eq_ignore_ascii_case(end.as_bytes())
@@ -79,11 +73,7 @@ impl Fold {
             value: None,
             stale: false,
             error: failed.then(|| (record.error_revision, record.error_message.clone())),
-            good_revision: if failed {
-                record.good_revision
-            } else {
-                record.revision
-            },
+            good_revision: if failed { record.good_revision } else { record.revision },
         })
     }
 
@@ -121,10 +111,7 @@ impl Fold {
 
     fn merge_patch(&mut self, event: &Folded<'_>, state_bytes_max: usize) -> Result<(), String> {
         if !is_json(event.content_type) {
-            return Err(format!(
-                "merge-patch needs JSON, the event is {}",
-                event.content_type
-            ));
+            return Err(format!("merge-patch needs JSON, the event is {}", event.content_type));
         }
         // Says the same in every version of the parser.
         let patch = Json::parse(event.data).map_err(|_| {
@@ -222,9 +209,7 @@ fn check_size(bytes: usize, bytes_max: usize) -> Result<(), String> {
     if bytes <= bytes_max {
         return Ok(());
     }
-    Err(format!(
-        "the state would have {bytes} bytes, {bytes_max} at most"
-    ))
+    Err(format!("the state would have {bytes} bytes, {bytes_max} at most"))
 }
 
 #[cfg(test)]

@@ -29,12 +29,7 @@ pub struct Heads {
 
 impl Heads {
     pub fn new(bytes_max: usize) -> Heads {
-        Heads {
-            bytes_max,
-            young: HashMap::new(),
-            young_bytes: 0,
-            old: HashMap::new(),
-        }
+        Heads { bytes_max, young: HashMap::new(), young_bytes: 0, old: HashMap::new() }
     }
 
     /// Takes a head out; it is put back once it is written.
@@ -74,10 +69,7 @@ mod tests {
             state: vec![0; bytes].into(),
             ..Default::default()
         };
-        Head {
-            fold: Fold::of(&record).unwrap(),
-            record,
-        }
+        Head { fold: Fold::of(&record).unwrap(), record }
     }
 
     #[test]

@@ -44,9 +44,7 @@ pub fn stream_hash(stream: &str) -> u64 {
 
 /// What stands before the first `-`; the whole name where there is none.
 pub fn category(stream: &str) -> &str {
-    stream
-        .split_once('-')
-        .map_or(stream, |(category, _)| category)
+    stream.split_once('-').map_or(stream, |(category, _)| category)
 }
 
 fn tagged(out: &mut Vec<u8>, tag: u8, hash: u64, stream: &str) {
@@ -197,20 +195,10 @@ mod tests {
     fn a_newer_or_empty_value_is_refused() {
         type R = ringfold_proto::internal::StreamRecord;
         assert!(
-            decode_value::<R>(Bytes::from_static(&[2, 8, 1]))
-                .unwrap_err()
-                .contains("format 2")
+            decode_value::<R>(Bytes::from_static(&[2, 8, 1])).unwrap_err().contains("format 2")
         );
-        assert!(
-            decode_value::<R>(Bytes::new())
-                .unwrap_err()
-                .contains("empty")
-        );
-        assert!(
-            decode_value::<R>(Bytes::from_static(&[1, 0xff]))
-                .unwrap_err()
-                .contains("damaged")
-        );
+        assert!(decode_value::<R>(Bytes::new()).unwrap_err().contains("empty"));
+        assert!(decode_value::<R>(Bytes::from_static(&[1, 0xff])).unwrap_err().contains("damaged"));
     }
 
     #[test]

@@ -64,11 +64,7 @@ pub fn put_mark(batch: &mut Batch, mark: &AppliedMark) {
 
 pub(super) fn put_membership(batch: &mut Batch, index: u64, membership: &[u8]) {
     let membership = Bytes::copy_from_slice(membership);
-    put(
-        batch,
-        keys::MEMBERSHIP,
-        &MembershipRecord { index, membership },
-    );
+    put(batch, keys::MEMBERSHIP, &MembershipRecord { index, membership });
 }
 
 pub(super) fn put(batch: &mut Batch, key: &[u8], message: &impl prost::Message) {
@@ -80,18 +76,11 @@ pub(super) fn load<M: prost::Message + Default>(
     key: &[u8],
 ) -> Result<Option<M>, StoreError> {
     let value = store.get(key)?;
-    value
-        .map(decode_value)
-        .transpose()
-        .map_err(|e| StoreError::new(store.path(), "read", e))
+    value.map(decode_value).transpose().map_err(|e| StoreError::new(store.path(), "read", e))
 }
 
 pub(super) fn chain_of(store: &dyn Store, applied: &AppliedRecord) -> Result<[u8; 32], StoreError> {
     applied.chain[..].try_into().map_err(|_| {
-        StoreError::new(
-            store.path(),
-            "read",
-            "the chain in its applied mark is not 32 bytes long",
-        )
+        StoreError::new(store.path(), "read", "the chain in its applied mark is not 32 bytes long")
     })
 }

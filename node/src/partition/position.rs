@@ -12,8 +12,7 @@ pub const MAX: u64 = (1 << 63) - 1;
 /// The stamp of a time: the least position of that millisecond, without a partition.
 pub fn stamp(unix_ms: u64) -> u64 {
     let ms = unix_ms.saturating_sub(EPOCH_UNIX_MS);
-    ms.saturating_mul(1 << (COUNTER_BITS + PARTITION_BITS))
-        .min(MAX & !PARTITION_MASK)
+    ms.saturating_mul(1 << (COUNTER_BITS + PARTITION_BITS)).min(MAX & !PARTITION_MASK)
 }
 
 /// The time in a position or a stamp, Unix milliseconds.

@@ -204,10 +204,7 @@ fn decode<M: prost::Message + Default>(store: &dyn Store, value: Bytes) -> Resul
 }
 
 fn record(store: &dyn Store, stream: &str) -> Result<Option<StreamRecord>, StoreError> {
-    store
-        .get(&stream_key(stream))?
-        .map(|v| decode(store, v))
-        .transpose()
+    store.get(&stream_key(stream))?.map(|v| decode(store, v)).transpose()
 }
 
 fn mark(store: &dyn Store) -> Result<AppliedMark, StoreError> {

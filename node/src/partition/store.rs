@@ -22,11 +22,7 @@ pub struct StoreError {
 
 impl StoreError {
     pub(crate) fn new(path: &Path, action: &'static str, reason: impl ToString) -> StoreError {
-        StoreError {
-            path: path.display().to_string(),
-            action,
-            reason: reason.to_string(),
-        }
+        StoreError { path: path.display().to_string(), action, reason: reason.to_string() }
     }
 }
 
@@ -102,10 +98,7 @@ impl Batch {
         key(&mut self.bytes);
         let key_end = self.bytes.len();
         value(&mut self.bytes);
-        self.ops.push(Op {
-            key_end,
-            value_end: Some(self.bytes.len()),
-        });
+        self.ops.push(Op { key_end, value_end: Some(self.bytes.len()) });
     }
 
     pub fn put(&mut self, key: &[u8], value: &[u8]) {
@@ -114,10 +107,7 @@ impl Batch {
 
     pub fn delete(&mut self, key: &[u8]) {
         self.bytes.extend_from_slice(key);
-        self.ops.push(Op {
-            key_end: self.bytes.len(),
-            value_end: None,
-        });
+        self.ops.push(Op { key_end: self.bytes.len(), value_end: None });
     }
 
     pub fn is_empty(&self) -> bool {

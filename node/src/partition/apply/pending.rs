@@ -51,10 +51,7 @@ impl PendingHead {
 
     /// What the state weighs in the batch.
     pub fn state_bytes(&self) -> usize {
-        self.head
-            .as_ref()
-            .filter(|_| self.changed)
-            .map_or(0, |h| h.fold.bytes_max())
+        self.head.as_ref().filter(|_| self.changed).map_or(0, |h| h.fold.bytes_max())
     }
 }
 
@@ -103,8 +100,7 @@ impl Pending {
                 |v| encode_value(v, &head.record),
             );
             if !slot.in_store {
-                self.batch
-                    .put_with(|k| keys::name(k, &slot.stream), |v| v.push(keys::FORMAT));
+                self.batch.put_with(|k| keys::name(k, &slot.stream), |v| v.push(keys::FORMAT));
             }
         }
         if let Some(first) = self.runs.first().map(|r| r.first_position) {
@@ -114,11 +110,8 @@ impl Pending {
                 first_step: (r.first_position - first) / position::STEP,
                 events: r.events,
             };
-            let record = PositionsRecord {
-                runs: self.runs.iter().map(run).collect(),
-            };
-            self.batch
-                .put_with(|k| keys::position(k, first), |v| encode_value(v, &record));
+            let record = PositionsRecord { runs: self.runs.iter().map(run).collect() };
+            self.batch.put_with(|k| keys::position(k, first), |v| encode_value(v, &record));
         }
         Ok(())
     }

@@ -31,9 +31,7 @@ pub(crate) fn append(stream: &str, events: impl IntoIterator<Item = Event>) -> C
 }
 
 fn command(append: Append) -> Command {
-    Command {
-        command: Some(Kind::Append(append)),
-    }
+    Command { command: Some(Kind::Append(append)) }
 }
 
 pub(crate) fn encode(entry: &Entry) -> Bytes {
@@ -133,9 +131,7 @@ impl Model {
             return Err(Refusal::WrongExpectedRevision { actual });
         }
         let mut hasher = blake3::Hasher::new();
-        hasher
-            .update(&self.chain)
-            .update(&(a.stream.len() as u32).to_le_bytes());
+        hasher.update(&self.chain).update(&(a.stream.len() as u32).to_le_bytes());
         hasher.update(a.stream.as_bytes());
         let first = self.events.len();
         for (i, event) in a.events.iter().enumerate() {
@@ -146,17 +142,10 @@ impl Model {
             }
             self.last_position = position;
             let revision = actual.map_or(0, |r| r + 1) + i as u64;
-            hasher
-                .update(&revision.to_le_bytes())
-                .update(&position.to_le_bytes());
+            hasher.update(&revision.to_le_bytes()).update(&position.to_le_bytes());
             hasher.update(&event.id).update(&event.content_hash);
             let stream = a.stream.clone();
-            self.events.push(Stored {
-                stream,
-                revision,
-                position,
-                event: event.clone(),
-            });
+            self.events.push(Stored { stream, revision, position, event: event.clone() });
         }
         self.chain = hasher.finalize().into();
         let (first, last) = (&self.events[first], self.events.last().unwrap());
@@ -220,12 +209,8 @@ fn op() -> impl Strategy<Value = Op> {
 
 fn entries() -> impl Strategy<Value = Vec<Entry>> {
     let entry = (0u64..50, prop::collection::vec(op(), 0..8));
-    (
-        prop::collection::vec(entry, 1..12),
-        1u32..5,
-        prop_oneof![Just(0u32), 40u32..120],
-    )
-        .prop_map(|(entries, snapshot_every, max_state_bytes)| {
+    (prop::collection::vec(entry, 1..12), 1u32..5, prop_oneof![Just(0u32), 40u32..120]).prop_map(
+        |(entries, snapshot_every, max_state_bytes)| {
             let mut history: Vec<Append> = Vec::new();
             entries
                 .into_iter()
@@ -236,62 +221,30 @@ fn entries() -> impl Strategy<Value = Vec<Entry>> {
                     commands: ops.into_iter().map(|op| build(op, &mut history)).collect(),
                 })
                 .collect()
-        })
+        },
+    )
 }
 
 fn build(op: Op, history: &mut Vec<Append>) -> Command {
     let (append, new) = match op {
         Op::Close(position) => {
-            return Command {
-                command: Some(Kind::Close(Close { position })),
-            };
+            return Command { command: Some(Kind::Close(Close { position })) };
         }
-        Op::Retry {
-            which,
-            from,
-            expected,
-            chained,
-        } if !history.is_empty() => {
+        Op::Retry { which, from, expected, chained } if !history.is_empty() => {
             let mut again = which.get(history).clone();
             again.events.drain(..from.min(again.events.len() - 1));
-            (
-                Append {
-                    expected,
-                    chained,
-                    ..again
-                },
-                false,
-            )
+            (Append { expected, chained, ..again }, false)
         }
         Op::Retry { .. } => (
-            Append {
-                stream: "a-1".into(),
-                events: vec![event(99, "{}")],
-                ..Default::default()
-            },
+            Append { stream: "a-1".into(), events: vec![event(99, "{}")], ..Default::default() },
             true,
         ),
-        Op::New {
-            stream,
-            events,
-            expected,
-            exact,
-            chained,
-        } => {
+        Op::New { stream, events, expected, exact, chained } => {
             let events = events
                 .iter()
                 .map(|(id, data)| event(u128::from(*id), DATA[*data as usize % 6]))
                 .collect();
-            (
-                Append {
-                    stream: STREAMS[stream].into(),
-                    events,
-                    expected,
-                    exact,
-                    chained,
-                },
-                true,
-            )
+            (Append { stream: STREAMS[stream].into(), events, expected, exact, chained }, true)
         }
     };
     if new {
@@ -435,9 +388,7 @@ fn compare(m: &PartitionMachine, model: &Model, entries: &[Entry]) -> Result<(),
     );
     for (name, record) in listed {
         let all: Vec<_> = model.of(&name).collect();
-        let page = reader
-            .events(&name, None, false, usize::MAX, usize::MAX)
-            .unwrap();
+        let page = reader.events(&name, None, false, usize::MAX, usize::MAX).unwrap();
         prop_assert_eq!(page.events.len(), all.len());
         for ((revision, e), s) in page.events.iter().zip(&all) {
             prop_assert_eq!((*revision, e.position), (s.revision, s.position));
@@ -447,15 +398,9 @@ fn compare(m: &PartitionMachine, model: &Model, entries: &[Entry]) -> Result<(),
                 (&s.event.id, &s.event.data, &s.event.r#type)
             );
         }
-        let reducer = if name.starts_with("last-") {
-            Reducer::Last
-        } else {
-            Reducer::MergePatch
-        };
-        let events: Vec<_> = all
-            .iter()
-            .map(|s| (s.event.content_type.clone(), s.event.data.clone()))
-            .collect();
+        let reducer = if name.starts_with("last-") { Reducer::Last } else { Reducer::MergePatch };
+        let events: Vec<_> =
+            all.iter().map(|s| (s.event.content_type.clone(), s.event.data.clone())).collect();
         let naive = naive_fold(reducer, &events, state_bytes_max);
         prop_assert_eq!(record.revision, all.len() as u64 - 1);
         prop_assert_eq!(record.position, all[all.len() - 1].position);
@@ -498,11 +443,8 @@ fn compare(m: &PartitionMachine, model: &Model, entries: &[Entry]) -> Result<(),
             true
         })
         .unwrap();
-    let expected: Vec<_> = model
-        .events
-        .iter()
-        .map(|e| (e.position, e.stream.clone(), e.revision))
-        .collect();
+    let expected: Vec<_> =
+        model.events.iter().map(|e| (e.position, e.stream.clone(), e.revision)).collect();
     prop_assert_eq!(indexed, expected);
     Ok(())
 }
@@ -512,12 +454,7 @@ fn apply_is_the_model(entries: &[Entry], limits: Limits) -> Result<(), TestCaseE
     let mut model = Model::default();
     for (i, entry) in entries.iter().enumerate() {
         let outcomes = m.apply(i as u64 + 1, 1, encode(entry)).unwrap();
-        prop_assert_eq!(
-            blurred(outcomes),
-            blurred(model.apply(entry)),
-            "entry {}",
-            i + 1
-        );
+        prop_assert_eq!(blurred(outcomes), blurred(model.apply(entry)), "entry {}", i + 1);
     }
     compare(&m, &model, entries)
 }
@@ -531,33 +468,16 @@ fn a_replay_is_the_first_run(
 ) -> Result<(), TestCaseError> {
     let disk = MemoryDisk::default();
     let path = Path::new("/p");
-    let whole = machine_after(
-        entries,
-        Limits {
-            faults: PlantedFaults::default(),
-            ..limits
-        },
-    );
+    let whole = machine_after(entries, Limits { faults: PlantedFaults::default(), ..limits });
     let mut crashes = crashes.iter();
     loop {
         let (flush_in, fail_after) = crashes.next().copied().unwrap_or((0, 0));
-        let fail_in = if fail_after == 0 {
-            0
-        } else {
-            flush_in + fail_after
-        };
+        let fail_in = if fail_after == 0 { 0 } else { flush_in + fail_after };
         let inner: SharedStore = disk.open(path, true).unwrap();
         // Created and durable before faults begin.
         drop(machine(inner.clone(), limits));
         let (flush_in, fail_in) = (Mutex::new(flush_in), Mutex::new(fail_in));
-        let mut m = machine(
-            Arc::new(Faulty {
-                inner,
-                flush_in,
-                fail_in,
-            }),
-            limits,
-        );
+        let mut m = machine(Arc::new(Faulty { inner, flush_in, fail_in }), limits);
         let next = m.applied().0;
         let crashed = entries
             .iter()
@@ -638,21 +558,14 @@ proptest! {
 
 /// Proves the properties above: each planted fault breaks one within a few hundred cases.
 fn finds(faults: PlantedFaults) -> bool {
-    let config = Config {
-        cases: 1_000,
-        failure_persistence: None,
-        ..Config::default()
-    };
+    let config = Config { cases: 1_000, failure_persistence: None, ..Config::default() };
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     TestRunner::new_with_rng(config, rng)
-        .run(
-            &(entries(), limits(), crashes()),
-            |(entries, limits, crashes)| {
-                let limits = Limits { faults, ..limits };
-                apply_is_the_model(&entries, limits)?;
-                a_replay_is_the_first_run(&entries, limits, &crashes)
-            },
-        )
+        .run(&(entries(), limits(), crashes()), |(entries, limits, crashes)| {
+            let limits = Limits { faults, ..limits };
+            apply_is_the_model(&entries, limits)?;
+            a_replay_is_the_first_run(&entries, limits, &crashes)
+        })
         .is_err()
 }
 
@@ -660,18 +573,9 @@ fn finds(faults: PlantedFaults) -> bool {
 fn planted_faults_are_found() {
     let none = PlantedFaults::default();
     assert!(!finds(none));
-    assert!(finds(PlantedFaults {
-        revision_before_ids: true,
-        ..none
-    }));
-    assert!(finds(PlantedFaults {
-        entry_ids_forgotten: true,
-        ..none
-    }));
-    assert!(finds(PlantedFaults {
-        commands_done_forgotten: true,
-        ..none
-    }));
+    assert!(finds(PlantedFaults { revision_before_ids: true, ..none }));
+    assert!(finds(PlantedFaults { entry_ids_forgotten: true, ..none }));
+    assert!(finds(PlantedFaults { commands_done_forgotten: true, ..none }));
 }
 
 // Single cases, to read.
@@ -681,14 +585,7 @@ fn apply_one(
     commands: Vec<Command>,
 ) -> Result<Vec<CommandOutcome>, String> {
     let (index, ..) = m.applied();
-    m.apply(
-        index + 1,
-        1,
-        encode(&Entry {
-            commands,
-            ..Default::default()
-        }),
-    )
+    m.apply(index + 1, 1, encode(&Entry { commands, ..Default::default() }))
 }
 
 #[test]
@@ -701,39 +598,23 @@ fn a_retry_is_answered_as_the_first_time_whatever_it_expects() {
         }
         c
     };
-    let out = apply_one(
-        &mut m,
-        vec![first(Expected::NoStream), first(Expected::NoStream)],
-    )
-    .unwrap();
+    let out =
+        apply_one(&mut m, vec![first(Expected::NoStream), first(Expected::NoStream)]).unwrap();
     assert!(matches!(
         out[0],
-        CommandOutcome::Appended(Appended {
-            first_revision: 0,
-            last_revision: 1,
-            ..
-        })
+        CommandOutcome::Appended(Appended { first_revision: 0, last_revision: 1, .. })
     ));
     assert_eq!(out[0], out[1]);
-    let again = apply_one(
-        &mut m,
-        vec![append("a-1", [event(3, "{}")]), first(Expected::NoStream)],
-    )
-    .unwrap();
+    let again = apply_one(&mut m, vec![append("a-1", [event(3, "{}")]), first(Expected::NoStream)])
+        .unwrap();
     assert_eq!(again[1], out[0]);
 }
 
 #[test]
 fn ids_that_overlap_otherwise_are_a_conflict_that_names_them() {
     let mut m = machine_after(&[], LIMITS);
-    apply_one(
-        &mut m,
-        vec![append(
-            "a-1",
-            [event(1, "{}"), event(2, "{}"), event(3, "{}")],
-        )],
-    )
-    .unwrap();
+    apply_one(&mut m, vec![append("a-1", [event(1, "{}"), event(2, "{}"), event(3, "{}")])])
+        .unwrap();
     let cases = [
         (vec![event(2, "{\"other\":1}")], 2, 1),
         (vec![event(1, "{}"), event(9, "{}")], 1, 0),
@@ -747,10 +628,7 @@ fn ids_that_overlap_otherwise_are_a_conflict_that_names_them() {
         let id = uuid::Uuid::from_u128(id);
         assert_eq!(
             out,
-            [CommandOutcome::Refused(Refusal::EventIdConflict {
-                id,
-                revision
-            })],
+            [CommandOutcome::Refused(Refusal::EventIdConflict { id, revision })],
             "{events:?}"
         );
     }
@@ -780,23 +658,11 @@ fn a_chain_that_broke_stays_broken_until_an_append_that_is_not_chained() {
     ];
     let out = apply_one(&mut m, commands).unwrap();
     let actual = Some(0);
-    assert_eq!(
-        out[0],
-        CommandOutcome::Refused(Refusal::WrongExpectedRevision { actual })
-    );
+    assert_eq!(out[0], CommandOutcome::Refused(Refusal::WrongExpectedRevision { actual }));
     // Stored before: answered again, but it mends nothing.
     assert!(matches!(out[1], CommandOutcome::Appended(_)));
-    assert_eq!(
-        out[2],
-        CommandOutcome::Refused(Refusal::EarlierAppendFailed)
-    );
-    assert!(matches!(
-        out[3],
-        CommandOutcome::Appended(Appended {
-            first_revision: 1,
-            ..
-        })
-    ));
+    assert_eq!(out[2], CommandOutcome::Refused(Refusal::EarlierAppendFailed));
+    assert!(matches!(out[3], CommandOutcome::Appended(Appended { first_revision: 1, .. })));
 }
 
 #[test]
@@ -807,21 +673,12 @@ fn a_tombstone_refuses_appends_but_not_their_retries() {
     let mut record = m.reader().stream("a-1").unwrap().unwrap();
     record.tombstone = true;
     let mut batch = Batch::default();
-    put(
-        &mut batch,
-        &keys::owned(|k| keys::stream(k, keys::stream_hash("a-1"), "a-1")),
-        &record,
-    );
+    put(&mut batch, &keys::owned(|k| keys::stream(k, keys::stream_hash("a-1"), "a-1")), &record);
     store.write(&batch).unwrap();
     let mut m = machine(store, LIMITS);
-    let out = apply_one(
-        &mut m,
-        vec![
-            append("a-1", [event(2, "{}")]),
-            append("a-1", [event(1, "{}")]),
-        ],
-    )
-    .unwrap();
+    let out =
+        apply_one(&mut m, vec![append("a-1", [event(2, "{}")]), append("a-1", [event(1, "{}")])])
+            .unwrap();
     assert_eq!(out[0], CommandOutcome::Refused(Refusal::Tombstoned));
     assert!(matches!(out[1], CommandOutcome::Appended(_)));
     assert!(m.reader().streams("", "", "", 9, 9).unwrap().is_empty());
@@ -832,35 +689,19 @@ fn a_new_generation_is_for_new_streams_and_survives() {
     let store = memory();
     let mut m = machine(store.clone(), LIMITS);
     let activate = |category: &str, reducer, generation| Command {
-        command: Some(Kind::Activate(Activate {
-            category: category.into(),
-            reducer,
-            generation,
-        })),
+        command: Some(Kind::Activate(Activate { category: category.into(), reducer, generation })),
     };
-    apply_one(
-        &mut m,
-        vec![append("a-1", [event(1, r#"{"a":1}"#)]), activate("a", 1, 2)],
-    )
-    .unwrap();
+    apply_one(&mut m, vec![append("a-1", [event(1, r#"{"a":1}"#)]), activate("a", 1, 2)]).unwrap();
     let mut m = machine(store, LIMITS);
     let patch = |id| event(id, r#"{"b":2}"#);
     apply_one(
         &mut m,
-        vec![
-            append("a-1", [patch(2)]),
-            append("a-2", [patch(3)]),
-            append("b-1", [patch(4)]),
-        ],
+        vec![append("a-1", [patch(2)]), append("a-2", [patch(3)]), append("b-1", [patch(4)])],
     )
     .unwrap();
     let of = |name| {
         let r = m.reader().stream(name).unwrap().unwrap();
-        (
-            r.reducer,
-            r.generation,
-            String::from_utf8(r.state.to_vec()).unwrap(),
-        )
+        (r.reducer, r.generation, String::from_utf8(r.state.to_vec()).unwrap())
     };
     assert_eq!(of("a-1"), (2, 1, r#"{"a":1,"b":2}"#.into()));
     assert_eq!(of("a-2"), (1, 2, r#"{"b":2}"#.into()));
@@ -887,12 +728,7 @@ fn what_this_version_does_not_know_stops_the_machine_and_changes_nothing() {
     };
     let mut bad_id = event(1, "{}");
     bad_id.id = Bytes::from_static(b"short");
-    let with = |append: Command| {
-        encode(&Entry {
-            commands: vec![append],
-            ..Default::default()
-        })
-    };
+    let with = |append: Command| encode(&Entry { commands: vec![append], ..Default::default() });
     let mut expectation = append("a-1", [event(1, "{}")]);
     if let Some(Kind::Append(a)) = &mut expectation.command {
         a.expected = 9;
@@ -905,26 +741,11 @@ fn what_this_version_does_not_know_stops_the_machine_and_changes_nothing() {
         (of(Some(Kind::Truncate(Truncate::default()))), "Truncate"),
         (of(Some(Kind::Delete(Delete::default()))), "Delete"),
         (of(Some(Kind::Cut(Cut::default()))), "Cut"),
-        (
-            of(Some(Kind::Activate(Activate {
-                reducer: 9,
-                ..Default::default()
-            }))),
-            "reducer 9",
-        ),
-        (
-            of(Some(Kind::Close(Close { position: u64::MAX }))),
-            "closed position",
-        ),
+        (of(Some(Kind::Activate(Activate { reducer: 9, ..Default::default() }))), "reducer 9"),
+        (of(Some(Kind::Close(Close { position: u64::MAX }))), "closed position"),
         (with(append("", [event(1, "{}")])), "malformed stream name"),
-        (
-            with(append("a\0b", [event(1, "{}")])),
-            "malformed stream name",
-        ),
-        (
-            with(append(&"a".repeat(1_025), [event(1, "{}")])),
-            "malformed stream name",
-        ),
+        (with(append("a\0b", [event(1, "{}")])), "malformed stream name"),
+        (with(append(&"a".repeat(1_025), [event(1, "{}")])), "malformed stream name"),
         (with(append("a-1", [])), "without events"),
         (with(append("a-1", [bad_id])), "malformed id"),
         (with(expectation), "expectation 9"),
@@ -948,51 +769,39 @@ fn what_this_version_does_not_know_stops_the_machine_and_changes_nothing() {
 }
 
 #[test]
-fn a_lost_database_is_created_again_only_where_the_log_holds_everything() {
+fn a_database_is_created_durably_and_only_where_that_was_said() {
     let disk = MemoryDisk::default();
     let path = Path::new("/p");
-    let open = |create| {
+    let open = |create, genesis: &Genesis| {
         let store = disk.open(path, true).unwrap();
-        PartitionMachine::with_store(store, &genesis(), create)
+        PartitionMachine::with_store(store, genesis, create)
     };
-    assert!(
-        open(false)
-            .err()
-            .unwrap()
-            .reason
-            .contains("not a partition's database")
-    );
-    let mut m = open(true).unwrap();
-    apply_one(&mut m, vec![append("a-1", [event(1, "{}")])]).unwrap();
-    // Never flushed: from the start again.
+    let e = open(false, &genesis()).err().unwrap();
+    assert!(e.reason.contains("not a partition's database"), "{e}");
+    let mut m = open(true, &genesis()).unwrap();
+    apply_one(&mut m, vec![append("last-1", [event(1, "1")])]).unwrap();
     disk.crash();
-    assert!(open(false).is_err());
-    let mut m = open(true).unwrap();
+    // A start knows the partition alone: the reducers are those of the creation.
+    let known = Genesis { partition: PARTITION, ..Default::default() };
+    let mut m = open(false, &known).unwrap();
     assert_eq!(m.applied(), (0, 0, 0));
-    apply_one(&mut m, vec![append("a-1", [event(1, "{}")])]).unwrap();
+    apply_one(&mut m, vec![append("last-1", [event(1, "1")])]).unwrap();
+    assert_eq!(m.reader().stream("last-1").unwrap().unwrap().reducer, 1);
     m.reader().flush().unwrap();
     disk.crash();
-    assert_eq!(open(false).unwrap().applied().0, 1);
+    assert_eq!(open(false, &known).unwrap().applied().0, 1);
     // Its first records lost, others not: never created over them.
     let mut batch = Batch::default();
     batch.delete(keys::GENESIS);
     disk.open(path, false).unwrap().write(&batch).unwrap();
-    assert!(
-        open(true)
-            .err()
-            .unwrap()
-            .reason
-            .contains("lost its records")
-    );
+    assert!(open(true, &genesis()).err().unwrap().reason.contains("lost its records"));
 }
 
 #[test]
 fn entries_come_in_order_without_a_gap() {
     let mut m = machine(memory(), LIMITS);
     assert!(
-        m.apply(2, 1, encode(&Entry::default()))
-            .unwrap_err()
-            .contains("entry 1 is the next one")
+        m.apply(2, 1, encode(&Entry::default())).unwrap_err().contains("entry 1 is the next one")
     );
     let mut m = machine(memory(), LIMITS);
     m.skip(1, 1, None).unwrap();
@@ -1004,31 +813,16 @@ fn the_content_of_a_database_never_changes_its_format() {
     // Changed only together with a new format byte: replicas of two versions hold the same bytes.
     let mut m = machine(memory(), LIMITS);
     let commands = vec![
-        append(
-            "customer-1",
-            [
-                event(1, r#"{"name":"Ada","age":36}"#),
-                event(2, r#"{"age":null}"#),
-            ],
-        ),
+        append("customer-1", [event(1, r#"{"name":"Ada","age":36}"#), event(2, r#"{"age":null}"#)]),
         append("last-1", [event(3, "text")]),
     ];
-    let entry = Entry {
-        stamp: 5 << 21,
-        snapshot_every: 2,
-        max_state_bytes: 1_000,
-        commands,
-    };
+    let entry = Entry { stamp: 5 << 21, snapshot_every: 2, max_state_bytes: 1_000, commands };
     m.apply(1, 1, encode(&entry)).unwrap();
     m.skip(2, 1, Some(b"membership")).unwrap();
     let mut hasher = blake3::Hasher::new();
     for (key, value) in content(&*m.store) {
-        hasher
-            .update(&(key.len() as u32).to_le_bytes())
-            .update(&key);
-        hasher
-            .update(&(value.len() as u32).to_le_bytes())
-            .update(&value);
+        hasher.update(&(key.len() as u32).to_le_bytes()).update(&key);
+        hasher.update(&(value.len() as u32).to_le_bytes()).update(&value);
     }
     assert_eq!(
         hasher.finalize().to_hex().as_str(),

@@ -35,12 +35,7 @@ pub(crate) fn naive_fold(
         match next.filter(|(state, _)| state.len() <= state_bytes_max) {
             Some((state, content_type)) => {
                 s.state = state;
-                s.content_type = if content_type.is_empty() {
-                    JSON
-                } else {
-                    content_type
-                }
-                .into();
+                s.content_type = if content_type.is_empty() { JSON } else { content_type }.into();
                 s.error = None;
                 s.good_revision = revision as u64;
             }
@@ -81,11 +76,7 @@ fn as_naive(record: &StreamRecord) -> NaiveState {
         state: record.state.to_vec(),
         content_type: record.content_type.clone(),
         error: failed.then_some(record.error_revision),
-        good_revision: if failed {
-            record.good_revision
-        } else {
-            record.revision
-        },
+        good_revision: if failed { record.good_revision } else { record.revision },
     }
 }
 
@@ -150,21 +141,13 @@ fn numbers_grow_within_the_bound() {
 #[test]
 fn an_unknown_reducer_is_refused() {
     assert!(Reducer::from_number(0).is_err());
-    assert!(
-        Reducer::from_number(3)
-            .unwrap_err()
-            .contains("newer version")
-    );
+    assert!(Reducer::from_number(3).unwrap_err().contains("newer version"));
 }
 
 #[test]
 fn content_types_that_say_json() {
-    for yes in [
-        "",
-        "application/json",
-        "Application/JSON; charset=utf-8",
-        "application/vnd.x+json",
-    ] {
+    for yes in ["", "application/json", "Application/JSON; charset=utf-8", "application/vnd.x+json"]
+    {
         assert!(is_json(yes), "{yes}");
     }
     for no in [

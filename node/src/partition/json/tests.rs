@@ -53,11 +53,7 @@ fn the_examples_of_rfc_7386_hold() {
         (r#"{"a":"b","b":"c"}"#, r#"{"a":null}"#, r#"{"b":"c"}"#),
         (r#"{"a":["b"]}"#, r#"{"a":"c"}"#, r#"{"a":"c"}"#),
         (r#"{"a":"c"}"#, r#"{"a":["b"]}"#, r#"{"a":["b"]}"#),
-        (
-            r#"{"a":{"b":"c"}}"#,
-            r#"{"a":{"b":"d","c":null}}"#,
-            r#"{"a":{"b":"d"}}"#,
-        ),
+        (r#"{"a":{"b":"c"}}"#, r#"{"a":{"b":"d","c":null}}"#, r#"{"a":{"b":"d"}}"#),
         (r#"{"a":[{"b":"c"}]}"#, r#"{"a":[1]}"#, r#"{"a":[1]}"#),
         (r#"["a","b"]"#, r#"["c","d"]"#, r#"["c","d"]"#),
         (r#"{"a":"b"}"#, r#"["c"]"#, r#"["c"]"#),
@@ -65,20 +61,12 @@ fn the_examples_of_rfc_7386_hold() {
         (r#"{"a":"foo"}"#, r#""bar""#, r#""bar""#),
         (r#"{"e":null}"#, r#"{"a":1}"#, r#"{"a":1,"e":null}"#),
         (r#"[1,2]"#, r#"{"a":"b","c":null}"#, r#"{"a":"b"}"#),
-        (
-            r#"{}"#,
-            r#"{"a":{"bb":{"ccc":null}}}"#,
-            r#"{"a":{"bb":{}}}"#,
-        ),
+        (r#"{}"#, r#"{"a":{"bb":{"ccc":null}}}"#, r#"{"a":{"bb":{}}}"#),
     ];
     for (target, patch, result) in examples {
         let mut value = Json::parse(target.as_bytes()).unwrap();
         value.merge(Json::parse(patch.as_bytes()).unwrap());
-        assert_eq!(
-            value.to_bytes().unwrap(),
-            result.as_bytes(),
-            "{target} + {patch}"
-        );
+        assert_eq!(value.to_bytes().unwrap(), result.as_bytes(), "{target} + {patch}");
     }
 }
 
@@ -112,14 +100,10 @@ proptest! {
 
 #[test]
 fn keys_that_serde_json_takes_for_itself_are_keys_here() {
-    for text in [
-        r#"{"$serde_json::private::RawValue":"[1,2"}"#,
-        r#"{"$serde_json::private::Number":"5"}"#,
-    ] {
-        assert_eq!(
-            Json::parse(text.as_bytes()).unwrap().to_bytes().unwrap(),
-            text.as_bytes()
-        );
+    for text in
+        [r#"{"$serde_json::private::RawValue":"[1,2"}"#, r#"{"$serde_json::private::Number":"5"}"#]
+    {
+        assert_eq!(Json::parse(text.as_bytes()).unwrap().to_bytes().unwrap(), text.as_bytes());
     }
 }
 
@@ -132,15 +116,7 @@ fn of_a_key_that_stands_twice_the_last_counts() {
 
 #[test]
 fn what_is_no_json_or_nested_without_end_is_an_error() {
-    for bad in [
-        "",
-        "{",
-        "{}x",
-        "nul",
-        "1e400",
-        "\"\u{1}\"",
-        &"[".repeat(100_000),
-    ] {
+    for bad in ["", "{", "{}x", "nul", "1e400", "\"\u{1}\"", &"[".repeat(100_000)] {
         assert!(Json::parse(bad.as_bytes()).is_err(), "{bad:.20}");
     }
     assert!(Json::parse(b"\"\xff\"").is_err());

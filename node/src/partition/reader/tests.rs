@@ -15,24 +15,9 @@ fn machine(disk: &MemoryDisk, path: &str) -> PartitionMachine {
 /// A partition with one event for each name, a hundred for `long`.
 fn filled<'a>(disk: &MemoryDisk, names: impl IntoIterator<Item = &'a str>) -> PartitionMachine {
     let mut m = machine(disk, "/p");
-    let mut commands = vec![append(
-        "long",
-        (0..100).map(|i| event(i, &format!("{{\"n\":{i}}}"))),
-    )];
-    commands.extend(
-        names
-            .into_iter()
-            .map(|name| append(name, [event(1_000, "{}")])),
-    );
-    m.apply(
-        1,
-        1,
-        encode(&Entry {
-            commands,
-            ..Default::default()
-        }),
-    )
-    .unwrap();
+    let mut commands = vec![append("long", (0..100).map(|i| event(i, &format!("{{\"n\":{i}}}"))))];
+    commands.extend(names.into_iter().map(|name| append(name, [event(1_000, "{}")])));
+    m.apply(1, 1, encode(&Entry { commands, ..Default::default() })).unwrap();
     m
 }
 
@@ -103,14 +88,8 @@ fn a_stream_that_is_not_there_is_none() {
     let reader = filled(&disk, []).reader();
     assert_eq!(reader.stream("none").unwrap(), None);
     assert_eq!(reader.stream_cached("none").unwrap(), Some(None));
-    assert_eq!(
-        reader.events("none", None, false, 1, 1).unwrap(),
-        EventPage::default()
-    );
-    assert_eq!(
-        reader.stream_cached("long").unwrap().unwrap(),
-        reader.stream("long").unwrap()
-    );
+    assert_eq!(reader.events("none", None, false, 1, 1).unwrap(), EventPage::default());
+    assert_eq!(reader.stream_cached("long").unwrap().unwrap(), reader.stream("long").unwrap());
 }
 
 /// Changes the store behind the machine's back.
@@ -136,17 +115,12 @@ fn missing_events_are_errors_wherever_they_were() {
             let e = reader.events("long", None, backwards, usize::MAX, usize::MAX);
             let e = e.map(|p| p.next).unwrap_err();
             assert!(
-                e.reason
-                    .contains(&format!("event {lost} of stream \"long\" is missing")),
+                e.reason.contains(&format!("event {lost} of stream \"long\" is missing")),
                 "{e}"
             );
         }
         // A page that does not touch it is fine.
-        assert!(
-            reader
-                .events("long", Some(10), false, 5, usize::MAX)
-                .is_ok()
-        );
+        assert!(reader.events("long", Some(10), false, 5, usize::MAX).is_ok());
     }
     let reader = damaged(|_, batch| (0..100).for_each(|r| batch.delete(&event_key(r))));
     assert!(reader.events("long", None, false, 1, 1).is_err());
@@ -154,15 +128,8 @@ fn missing_events_are_errors_wherever_they_were() {
 
 #[test]
 fn a_flipped_bit_in_an_event_is_an_error_or_changes_nothing() {
-    let whole = damaged(|_, _| {})
-        .events("long", Some(7), false, 1, 0)
-        .unwrap();
-    let length = damaged(|_, _| {})
-        .store()
-        .get(&event_key(7))
-        .unwrap()
-        .unwrap()
-        .len();
+    let whole = damaged(|_, _| {}).events("long", Some(7), false, 1, 0).unwrap();
+    let length = damaged(|_, _| {}).store().get(&event_key(7)).unwrap().unwrap().len();
     let mut found = 0;
     for at in 0..length {
         let reader = damaged(|store, batch| {
@@ -183,19 +150,10 @@ fn a_flipped_bit_in_an_event_is_an_error_or_changes_nothing() {
 fn a_name_without_a_stream_and_a_newer_record_are_errors() {
     let key = stream_key("other");
     let reader = damaged(|_, batch| batch.delete(&key));
-    let e = reader
-        .streams("", "", "", 10, usize::MAX)
-        .map(|s| s.len())
-        .unwrap_err();
+    let e = reader.streams("", "", "", 10, usize::MAX).map(|s| s.len()).unwrap_err();
     assert!(e.reason.contains("\"other\" is missing"), "{e}");
     let reader = damaged(|_, batch| batch.put(&key, &[9]));
-    assert!(
-        reader
-            .stream("other")
-            .unwrap_err()
-            .reason
-            .contains("format 9")
-    );
+    assert!(reader.stream("other").unwrap_err().reason.contains("format 9"));
     assert!(reader.stream_cached("other").is_err());
 }
 
@@ -217,15 +175,7 @@ fn a_checkpoint_is_the_database_as_of_its_mark() {
     let path = dir.path().join("1.0");
     let mut m = PartitionMachine::open(&path, &resources, &genesis, true).unwrap();
     let commands = vec![append("long", [event(1, "{\"a\":1}")])];
-    m.apply(
-        1,
-        3,
-        encode(&Entry {
-            commands,
-            ..Default::default()
-        }),
-    )
-    .unwrap();
+    m.apply(1, 3, encode(&Entry { commands, ..Default::default() })).unwrap();
     m.skip(2, 3, Some(b"members")).unwrap();
     assert!(m.unflushed_bytes() > 0);
     assert_eq!(m.reader().flush().unwrap(), 2);
@@ -238,10 +188,7 @@ fn a_checkpoint_is_the_database_as_of_its_mark() {
     assert_eq!(mark.membership, Some((2, b"members".to_vec())));
     let copy = PartitionMachine::open(&checkpoint, &resources, &genesis, false).unwrap();
     assert_eq!(copy.applied(), m.applied());
-    assert_eq!(
-        copy.reader().stream("long").unwrap().unwrap().state,
-        "{\"a\":1}"
-    );
+    assert_eq!(copy.reader().stream("long").unwrap().unwrap().state, "{\"a\":1}");
     // Of another partition: refused.
     let e = PartitionMachine::open(&path, &resources, &Genesis::new(6, 2, []), false);
     assert!(e.err().unwrap().reason.contains("lock"));

@@ -93,11 +93,7 @@ impl Content {
 
 impl MemoryStore {
     fn empty(path: &Path, disk: MemoryDisk) -> MemoryStore {
-        MemoryStore {
-            path: path.to_owned(),
-            disk,
-            content: RwLock::default(),
-        }
+        MemoryStore { path: path.to_owned(), disk, content: RwLock::default() }
     }
 
     /// The database is what it was at its last flush.
@@ -137,9 +133,7 @@ impl Store for MemoryStore {
             return Ok(());
         }
         let content = self.content.read();
-        let mut range = content
-            .live
-            .range::<[u8], _>((Bound::Included(from), Bound::Excluded(to)));
+        let mut range = content.live.range::<[u8], _>((Bound::Included(from), Bound::Excluded(to)));
         while let Some((key, value)) = match order {
             Order::Ascending => range.next(),
             Order::Descending => range.next_back(),
@@ -173,11 +167,7 @@ impl Store for MemoryStore {
         copy.content.write().live = self.content.read().live.clone();
         let mut stores = self.disk.0.write();
         if stores.contains_key(path) {
-            return Err(StoreError::new(
-                path,
-                "made a checkpoint",
-                "it exists already",
-            ));
+            return Err(StoreError::new(path, "made a checkpoint", "it exists already"));
         }
         stores.insert(path.to_owned(), Arc::new(copy));
         Ok(())

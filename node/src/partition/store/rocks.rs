@@ -82,11 +82,7 @@ impl SharedResources {
         options.set_target_file_size_base(32 << 20);
         options.set_max_bytes_for_level_base(64 << 20);
         options.set_bytes_per_sync(1 << 20);
-        SharedResources {
-            options: Arc::new(options),
-            cache,
-            memtables,
-        }
+        SharedResources { options: Arc::new(options), cache, memtables }
     }
 
     /// Bytes in the block cache and in all memtables.
@@ -98,12 +94,9 @@ impl SharedResources {
 /// No log files, no statistics, few files open.
 fn quiet_options() -> Options {
     let mut options = Options::default();
-    options.set_info_logger(InfoLogger::new_callback_logger(
-        LogLevel::Error,
-        |_, message| {
-            tracing::error!(message, "RocksDB");
-        },
-    ));
+    options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Error, |_, message| {
+        tracing::error!(message, "RocksDB");
+    }));
     options.set_log_level(LogLevel::Error);
     options.set_stats_dump_period_sec(0);
     options.set_stats_persist_period_sec(0);
@@ -186,10 +179,7 @@ impl Store for RocksStore {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        let value = self
-            .db
-            .get_pinned_opt(key, &self.read)
-            .map_err(self.error("read"))?;
+        let value = self.db.get_pinned_opt(key, &self.read).map_err(self.error("read"))?;
         Ok(value.map(|v| Bytes::copy_from_slice(&v)))
     }
 
@@ -242,11 +232,8 @@ impl Store for RocksStore {
                 None => out.delete(key),
             }
         }
-        self.db
-            .write_opt(out, &self.write)
-            .map_err(self.error("written"))?;
-        self.written_bytes
-            .fetch_add(batch.bytes() as u64, Ordering::Relaxed);
+        self.db.write_opt(out, &self.write).map_err(self.error("written"))?;
+        self.written_bytes.fetch_add(batch.bytes() as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -275,8 +262,6 @@ impl Store for RocksStore {
 
     fn unflushed_bytes(&self) -> u64 {
         let flushed = self.flushed_bytes.load(Ordering::Relaxed);
-        self.written_bytes
-            .load(Ordering::Relaxed)
-            .saturating_sub(flushed)
+        self.written_bytes.load(Ordering::Relaxed).saturating_sub(flushed)
     }
 }

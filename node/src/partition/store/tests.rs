@@ -19,10 +19,7 @@ fn key() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let op = (
-        key(),
-        prop::option::weighted(0.7, prop::collection::vec(any::<u8>(), 0..20)),
-    );
+    let op = (key(), prop::option::weighted(0.7, prop::collection::vec(any::<u8>(), 0..20)));
     prop_oneof![
         4 => prop::collection::vec(op, 0..6).prop_map(Step::Write),
         1 => Just(Step::Flush),
@@ -97,11 +94,7 @@ fn run(
                     .filter(|(k, _)| from <= *k && *k < to)
                     .map(|(k, v)| (k.clone(), v.clone()))
                     .collect();
-                let order = if *ascending {
-                    Order::Ascending
-                } else {
-                    Order::Descending
-                };
+                let order = if *ascending { Order::Ascending } else { Order::Descending };
                 if !ascending {
                     expected.reverse();
                 }
@@ -219,14 +212,8 @@ fn damaged_files_are_errors_and_never_other_data() {
         store.write(&batch).unwrap();
         store.flush().unwrap();
     }
-    let files: Vec<_> = std::fs::read_dir(&path)
-        .unwrap()
-        .map(|f| f.unwrap().path())
-        .collect();
-    let table = files
-        .iter()
-        .find(|f| f.extension().is_some_and(|e| e == "sst"))
-        .unwrap();
+    let files: Vec<_> = std::fs::read_dir(&path).unwrap().map(|f| f.unwrap().path()).collect();
+    let table = files.iter().find(|f| f.extension().is_some_and(|e| e == "sst")).unwrap();
     let good = std::fs::read(table).unwrap();
     let mut found = 0;
     for at in (0..good.len()).step_by(good.len() / 23) {
@@ -264,18 +251,12 @@ fn what_memory_does_not_hold_is_unknown_to_a_cached_read() {
         let mut batch = Batch::default();
         batch.put(b"a", b"1");
         store.write(&batch).unwrap();
-        assert_eq!(
-            store.get_cached(b"a").unwrap(),
-            Cached::Found(Bytes::from_static(b"1"))
-        );
+        assert_eq!(store.get_cached(b"a").unwrap(), Cached::Found(Bytes::from_static(b"1")));
     }
     let store = open_rocks(&path, &resources(), false).unwrap();
     assert_eq!(store.get_cached(b"a").unwrap(), Cached::Unknown);
     assert_eq!(store.get(b"a").unwrap().unwrap(), "1");
-    assert_eq!(
-        store.get_cached(b"a").unwrap(),
-        Cached::Found(Bytes::from_static(b"1"))
-    );
+    assert_eq!(store.get_cached(b"a").unwrap(), Cached::Found(Bytes::from_static(b"1")));
     assert_eq!(store.get_cached(b"b").unwrap(), Cached::Missing);
 }
 
@@ -300,10 +281,8 @@ fn marks_are_read_from_checkpoints_without_a_trace() {
         let path = dir.path().join(format!("checkpoint-{}", mark.index));
         store.checkpoint(&path).unwrap();
         let files = || {
-            let mut files: Vec<_> = std::fs::read_dir(&path)
-                .unwrap()
-                .map(|f| f.unwrap().file_name())
-                .collect();
+            let mut files: Vec<_> =
+                std::fs::read_dir(&path).unwrap().map(|f| f.unwrap().file_name()).collect();
             files.sort();
             files
         };
