@@ -135,8 +135,8 @@ pub struct PartitionMachine {
 }
 
 impl PartitionMachine {
-    /// Opens the database in a directory. `create` says that the log holds every entry from the
-    /// first one on: only then one that is empty or not there is (again) created from `genesis`.
+    /// Opens the database in a directory. One that is empty or not there is created from `genesis`,
+    /// durably, where `create` says so; else only the genesis' partition counts.
     pub fn open(
         path: &Path,
         resources: &SharedResources,
@@ -160,9 +160,9 @@ impl PartitionMachine {
                 put(&mut batch, keys::REDUCERS, &genesis.reducers);
                 let applied = AppliedRecord { chain: vec![0; 32].into(), ..Default::default() };
                 put(&mut batch, keys::APPLIED, &applied);
-                // Not flushed: what a crash takes before the first flush is created again, and the
-                // log holds every entry since.
+                // Durable before the log names the directory: a start knows no genesis.
                 store.write(&batch)?;
+                store.flush()?;
             }
             None => {
                 return Err(error("it is not a partition's database, or lost its records".into()));

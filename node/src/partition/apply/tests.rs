@@ -769,30 +769,32 @@ fn what_this_version_does_not_know_stops_the_machine_and_changes_nothing() {
 }
 
 #[test]
-fn a_lost_database_is_created_again_only_where_the_log_holds_everything() {
+fn a_database_is_created_durably_and_only_where_that_was_said() {
     let disk = MemoryDisk::default();
     let path = Path::new("/p");
-    let open = |create| {
+    let open = |create, genesis: &Genesis| {
         let store = disk.open(path, true).unwrap();
-        PartitionMachine::with_store(store, &genesis(), create)
+        PartitionMachine::with_store(store, genesis, create)
     };
-    assert!(open(false).err().unwrap().reason.contains("not a partition's database"));
-    let mut m = open(true).unwrap();
-    apply_one(&mut m, vec![append("a-1", [event(1, "{}")])]).unwrap();
-    // Never flushed: from the start again.
+    let e = open(false, &genesis()).err().unwrap();
+    assert!(e.reason.contains("not a partition's database"), "{e}");
+    let mut m = open(true, &genesis()).unwrap();
+    apply_one(&mut m, vec![append("last-1", [event(1, "1")])]).unwrap();
     disk.crash();
-    assert!(open(false).is_err());
-    let mut m = open(true).unwrap();
+    // A start knows the partition alone: the reducers are those of the creation.
+    let known = Genesis { partition: PARTITION, ..Default::default() };
+    let mut m = open(false, &known).unwrap();
     assert_eq!(m.applied(), (0, 0, 0));
-    apply_one(&mut m, vec![append("a-1", [event(1, "{}")])]).unwrap();
+    apply_one(&mut m, vec![append("last-1", [event(1, "1")])]).unwrap();
+    assert_eq!(m.reader().stream("last-1").unwrap().unwrap().reducer, 1);
     m.reader().flush().unwrap();
     disk.crash();
-    assert_eq!(open(false).unwrap().applied().0, 1);
+    assert_eq!(open(false, &known).unwrap().applied().0, 1);
     // Its first records lost, others not: never created over them.
     let mut batch = Batch::default();
     batch.delete(keys::GENESIS);
     disk.open(path, false).unwrap().write(&batch).unwrap();
-    assert!(open(true).err().unwrap().reason.contains("lost its records"));
+    assert!(open(true, &genesis()).err().unwrap().reason.contains("lost its records"));
 }
 
 #[test]
