@@ -81,11 +81,7 @@ where
 pub(crate) fn no_answer(node: &Node, within: Duration) -> ServerError {
     ServerError::local(
         Code::DeadlineExceeded,
-        format!(
-            "no answer from {} within {} ms",
-            node.url,
-            within.as_millis()
-        ),
+        format!("no answer from {} within {} ms", node.url, within.as_millis()),
     )
 }
 
@@ -125,10 +121,8 @@ impl Client {
             }),
         };
         let within = client.inner.config.connect_timeout + client.inner.config.retry.try_timeout;
-        let mut asked: FuturesUnordered<_> = nodes
-            .iter()
-            .map(|node| client.ask_topology(node, within))
-            .collect();
+        let mut asked: FuturesUnordered<_> =
+            nodes.iter().map(|node| client.ask_topology(node, within)).collect();
         let (mut answered, mut tries) = (false, Tries::default());
         while let Some(answer) = asked.next().await {
             match answer {
@@ -146,11 +140,7 @@ impl Client {
             }
         }
         drop(asked);
-        if answered {
-            Ok(client)
-        } else {
-            Err(tries.conclude_read())
-        }
+        if answered { Ok(client) } else { Err(tries.conclude_read()) }
     }
 
     pub(crate) fn config(&self) -> &ClientConfig {
@@ -180,9 +170,7 @@ impl Client {
         if t.cluster_id.is_empty() {
             return;
         }
-        self.inner
-            .map
-            .rcu(|map| map.with_topology(t, &self.inner.config));
+        self.inner.map.rcu(|map| map.with_topology(t, &self.inner.config));
     }
 
     fn elapsed_ms(&self) -> u64 {
@@ -351,18 +339,12 @@ impl Client {
             stream: stream.to_owned(),
             events: events.into_iter().map(|e| e.inner).collect(),
             expected: Some(expected.into()),
-            after_position: if self.inner.config.causal {
-                self.last_position()
-            } else {
-                0
-            },
+            after_position: if self.inner.config.causal { self.last_position() } else { 0 },
         }
     }
 
     pub(crate) fn saw_position(&self, position: u64) {
-        self.inner
-            .last_position
-            .fetch_max(position, Ordering::Relaxed);
+        self.inner.last_position.fetch_max(position, Ordering::Relaxed);
     }
 
     /// Appends 1 to 1,024 events (4 MiB) to one stream, all or none, and answers when they are in
@@ -555,9 +537,7 @@ impl Client {
         endpoint: &str,
     ) -> Result<v1::TransferLeadersResponse, ClientError> {
         let send = |c, r| async move { cluster(c).transfer_leaders(r).await };
-        let answer = self
-            .ask(endpoint, v1::TransferLeadersRequest {}, send)
-            .await?;
+        let answer = self.ask(endpoint, v1::TransferLeadersRequest {}, send).await?;
         self.refresh_soon(Duration::ZERO);
         Ok(answer)
     }

@@ -163,9 +163,7 @@ impl std::error::Error for ServerError {}
 
 impl From<Status> for ServerError {
     fn from(status: Status) -> Self {
-        let info = status
-            .get_details_error_info()
-            .filter(|i| i.domain == ERROR_DOMAIN);
+        let info = status.get_details_error_info().filter(|i| i.domain == ERROR_DOMAIN);
         let (reason, metadata) = match info {
             Some(i) => (i.reason, i.metadata.into_iter().collect()),
             None => (String::new(), BTreeMap::new()),

@@ -161,9 +161,7 @@ impl FromStr for Consistency {
             "linearizable" => Ok(Consistency::Linearizable),
             "lease" => Ok(Consistency::Lease),
             "stale" => Ok(Consistency::Stale),
-            _ => Err(format!(
-                "{text:?} is not a consistency: linearizable, lease, or stale"
-            )),
+            _ => Err(format!("{text:?} is not a consistency: linearizable, lease, or stale")),
         }
     }
 }
@@ -201,10 +199,7 @@ pub struct LookupOptions {
 
 impl From<Consistency> for LookupOptions {
     fn from(consistency: Consistency) -> Self {
-        LookupOptions {
-            consistency,
-            min_position: 0,
-        }
+        LookupOptions { consistency, min_position: 0 }
     }
 }
 
@@ -271,11 +266,7 @@ mod tests {
         assert_eq!("exists".parse(), Ok(Expected::StreamExists));
         assert_eq!("7".parse(), Ok(Expected::Exact(7)));
         assert!("-1".parse::<Expected>().is_err());
-        for c in [
-            Consistency::Linearizable,
-            Consistency::Lease,
-            Consistency::Stale,
-        ] {
+        for c in [Consistency::Linearizable, Consistency::Lease, Consistency::Stale] {
             assert_eq!(c.to_string().parse(), Ok(c));
         }
         assert!("eventual".parse::<Consistency>().is_err());

@@ -43,9 +43,8 @@ impl Node {
             .http2_keep_alive_interval(Duration::from_secs(5))
             .keep_alive_timeout(Duration::from_secs(5))
             .tcp_nodelay(true);
-        let channels = (0..config.channels_per_node.max(1))
-            .map(|_| endpoint.connect_lazy())
-            .collect();
+        let channels =
+            (0..config.channels_per_node.max(1)).map(|_| endpoint.connect_lazy()).collect();
         Ok(Arc::new(Node {
             url,
             channels,
@@ -66,10 +65,7 @@ impl Node {
 
     /// Asks it last for a while.
     pub(crate) fn avoid(&self) {
-        self.avoid_until_ms.store(
-            self.elapsed_ms() + AVOID.as_millis() as u64,
-            Ordering::Relaxed,
-        );
+        self.avoid_until_ms.store(self.elapsed_ms() + AVOID.as_millis() as u64, Ordering::Relaxed);
     }
 
     fn is_avoided(&self) -> bool {
@@ -105,11 +101,7 @@ pub(crate) struct Map {
 
 impl Map {
     pub(crate) fn new(endpoints: Vec<Arc<Node>>) -> Map {
-        Map {
-            endpoints: endpoints.len(),
-            nodes: endpoints,
-            ..Default::default()
-        }
+        Map { endpoints: endpoints.len(), nodes: endpoints, ..Default::default() }
     }
 
     pub(crate) fn nodes(&self) -> &[Arc<Node>] {
@@ -121,8 +113,7 @@ impl Map {
     }
 
     pub(crate) fn partition_of(&self, stream: &str) -> Option<u32> {
-        self.is_placed()
-            .then(|| partition_of(stream, self.leaders.len() as u32))
+        self.is_placed().then(|| partition_of(stream, self.leaders.len() as u32))
     }
 
     /// The leader where it is known and not known to be in trouble; else any node, in turn, the last
@@ -135,26 +126,18 @@ impl Map {
     ) -> Arc<Node> {
         let usable =
             |n: &&Arc<Node>| !n.is_avoided() && except.is_none_or(|except| !Arc::ptr_eq(except, n));
-        let leader = partition
-            .and_then(|p| self.leaders.get(p as usize))
-            .and_then(|l| l.node.as_ref());
+        let leader =
+            partition.and_then(|p| self.leaders.get(p as usize)).and_then(|l| l.node.as_ref());
         if let Some(leader) = leader.filter(usable) {
             return leader.clone();
         }
-        let in_turn = || {
-            self.nodes
-                .iter()
-                .cycle()
-                .skip(turn % self.nodes.len())
-                .take(self.nodes.len())
-        };
+        let in_turn =
+            || self.nodes.iter().cycle().skip(turn % self.nodes.len()).take(self.nodes.len());
         let other = in_turn().find(usable).or_else(|| {
             // All are in trouble: any but the one that just failed.
             in_turn().find(|n| except.is_none_or(|except| !Arc::ptr_eq(except, n)))
         });
-        other
-            .unwrap_or(&self.nodes[turn % self.nodes.len()])
-            .clone()
+        other.unwrap_or(&self.nodes[turn % self.nodes.len()]).clone()
     }
 
     /// The map with a leader that a node named, if the map knows that node and says otherwise.
@@ -205,10 +188,7 @@ impl Map {
         map.leaders = vec![Leader::default(); t.partitions as usize];
         for p in &t.partition_map {
             if let Some(leader) = map.leaders.get_mut(p.partition as usize) {
-                *leader = Leader {
-                    term: p.term,
-                    node: by_id.get(&p.leader_node_id).cloned(),
-                };
+                *leader = Leader { term: p.term, node: by_id.get(&p.leader_node_id).cloned() };
             }
         }
         if same && self.leaders.len() == map.leaders.len() {

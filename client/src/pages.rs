@@ -122,14 +122,7 @@ pub(crate) fn items<R: Paged>(
     request: R,
     none: bool,
 ) -> Pin<Box<dyn Stream<Item = Result<R::Item, ClientError>> + Send>> {
-    let reading = Reading {
-        client,
-        request,
-        node: None,
-        answer: None,
-        failed: None,
-        ended: none,
-    };
+    let reading = Reading { client, request, node: None, answer: None, failed: None, ended: none };
     let pages = stream::unfold(reading, |mut reading| async move {
         if reading.ended {
             return None;
@@ -169,10 +162,7 @@ impl<R: Paged> Reading<R> {
                 return Ok(None); // not reached: a try begins with a node
             };
             let error = error.unwrap_or_else(|| no_answer(node, within));
-            let partition = self
-                .request
-                .stream()
-                .and_then(|s| self.client.map().partition_of(s));
+            let partition = self.request.stream().and_then(|s| self.client.map().partition_of(s));
             self.client.take_failure(node, partition, &error);
             if !tries.failed(error) {
                 return Err(tries);

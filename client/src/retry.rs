@@ -9,12 +9,8 @@ use crate::{
 /// The wait before try `tries` + 1: it doubles, and a random half of it keeps callers apart.
 /// `random` is from [0, 1).
 pub(crate) fn backoff(retry: &RetryConfig, tries: u32, random: f64) -> Duration {
-    let doubled = retry
-        .backoff_min
-        .saturating_mul(1 << tries.saturating_sub(1).min(16));
-    doubled
-        .min(retry.backoff_max)
-        .mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
+    let doubled = retry.backoff_min.saturating_mul(1 << tries.saturating_sub(1).min(16));
+    doubled.min(retry.backoff_max).mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
 }
 
 /// What is known of one append over its tries.
@@ -89,10 +85,7 @@ mod tests {
     fn answer(code: Code, reason: &str, metadata: &[(&str, &str)]) -> ServerError {
         ServerError {
             reason: reason.into(),
-            metadata: metadata
-                .iter()
-                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-                .collect(),
+            metadata: metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
             ..ServerError::local(code, "m")
         }
     }
@@ -106,11 +99,7 @@ mod tests {
     }
 
     fn unknown() -> ServerError {
-        answer(
-            Code::Unavailable,
-            "OUTCOME_UNKNOWN",
-            &[("retry", "same_ids")],
-        )
+        answer(Code::Unavailable, "OUTCOME_UNKNOWN", &[("retry", "same_ids")])
     }
 
     fn conclude(errors: Vec<ServerError>, expected: Expected) -> ClientError {
@@ -147,16 +136,10 @@ mod tests {
         // The stream may yet grow to revision 5, and a late copy of the first try fit.
         let e = conclude(vec![unknown(), wrong_revision("3")], Expected::Exact(5));
         assert!(matches!(e, ClientError::Unknown { tries: 2, .. }), "{e}");
-        let e = conclude(
-            vec![unknown(), wrong_revision("none")],
-            Expected::StreamExists,
-        );
+        let e = conclude(vec![unknown(), wrong_revision("none")], Expected::StreamExists);
         assert!(matches!(e, ClientError::Unknown { .. }), "{e}");
-        let full = answer(
-            Code::ResourceExhausted,
-            "DISK_FULL",
-            &[("retry", "no"), ("free_bytes", "1")],
-        );
+        let full =
+            answer(Code::ResourceExhausted, "DISK_FULL", &[("retry", "no"), ("free_bytes", "1")]);
         let e = conclude(vec![unknown(), full], Expected::Any);
         assert!(matches!(e, ClientError::Unknown { .. }), "{e}");
     }
@@ -165,10 +148,7 @@ mod tests {
     fn tries_without_any_effect_are_unavailable_and_one_without_answer_makes_it_unknown() {
         let no_leader = || answer(Code::Unavailable, "NO_LEADER", &[("retry", "yes")]);
         let e = conclude(vec![no_leader(), no_leader()], Expected::Any);
-        assert!(
-            matches!(e, ClientError::Unavailable { tries: 2, .. }),
-            "{e}"
-        );
+        assert!(matches!(e, ClientError::Unavailable { tries: 2, .. }), "{e}");
         let e = conclude(vec![unknown(), no_leader()], Expected::Any);
         assert!(matches!(e, ClientError::Unknown { .. }), "{e}");
         let internal = answer(Code::Internal, "INTERNAL", &[("retry", "no")]);

@@ -31,16 +31,9 @@ async fn an_append_is_tried_again_with_the_same_ids_and_stored_once() {
     let cluster = FakeCluster::start(2);
     let client = cluster.client().await;
     cluster.shared.lock().forwards = true;
-    cluster.plan([
-        Fault::Overloaded,
-        Fault::UnknownLost,
-        Fault::UnknownStored,
-        Fault::Hang,
-    ]);
-    let appended = client
-        .append("s-1", vec![event(1), event(2)], Expected::NoStream)
-        .await
-        .unwrap();
+    cluster.plan([Fault::Overloaded, Fault::UnknownLost, Fault::UnknownStored, Fault::Hang]);
+    let appended =
+        client.append("s-1", vec![event(1), event(2)], Expected::NoStream).await.unwrap();
     assert_eq!((appended.first_revision, appended.last_revision), (0, 1));
     assert_eq!(client.last_position(), appended.last_position);
     let shared = cluster.shared.lock();
@@ -55,14 +48,8 @@ async fn a_refusal_is_not_tried_again() {
     let cluster = FakeCluster::start(1);
     let client = cluster.client().await;
     cluster.plan([Fault::DiskFull]);
-    let e = client
-        .append("s-1", vec![event(1)], Expected::Any)
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(e, ClientError::Refused(_)) && e.is_not_stored(),
-        "{e}"
-    );
+    let e = client.append("s-1", vec![event(1)], Expected::Any).await.unwrap_err();
+    assert!(matches!(e, ClientError::Refused(_)) && e.is_not_stored(), "{e}");
     assert_eq!((e.reason(), e.is_retryable()), ("DISK_FULL", false));
     assert_eq!(e.server_error().unwrap().metadata["free_bytes"], "1");
     assert_eq!(cluster.shared.lock().seen.len(), 1);
@@ -73,10 +60,7 @@ async fn a_refusal_after_an_unknown_try_stays_unknown() {
     let cluster = FakeCluster::start(1);
     let client = cluster.client().await;
     cluster.plan([Fault::UnknownStored, Fault::DiskFull]);
-    let e = client
-        .append("s-1", vec![event(1)], Expected::Any)
-        .await
-        .unwrap_err();
+    let e = client.append("s-1", vec![event(1)], Expected::Any).await.unwrap_err();
     assert!(matches!(e, ClientError::Unknown { tries: 2, .. }), "{e}");
     assert_eq!(cluster.shared.lock().streams["s-1"].len(), 1);
 }
@@ -103,10 +87,7 @@ async fn the_leader_that_a_refusal_names_is_asked_from_then_on() {
     let client = cluster.client().await;
     cluster.shared.lock().leaders.fill(2);
     for n in 0..3 {
-        client
-            .append("s-1", vec![event(n)], Expected::Any)
-            .await
-            .unwrap();
+        client.append("s-1", vec![event(n)], Expected::Any).await.unwrap();
     }
     let nodes: Vec<usize> = cluster.shared.lock().seen.iter().map(|s| s.0).collect();
     assert_eq!(nodes, [0, 2, 2, 2]);
@@ -122,10 +103,7 @@ async fn the_leader_that_a_forwarded_answer_names_is_asked_from_then_on() {
         shared.forwards = true;
     }
     for n in 0..2 {
-        client
-            .append("s-1", vec![event(n)], Expected::Any)
-            .await
-            .unwrap();
+        client.append("s-1", vec![event(n)], Expected::Any).await.unwrap();
     }
     let nodes: Vec<usize> = cluster.shared.lock().seen.iter().map(|s| s.0).collect();
     assert_eq!(nodes, [0, 1]);
@@ -135,20 +113,14 @@ async fn the_leader_that_a_forwarded_answer_names_is_asked_from_then_on() {
 async fn calls_go_on_through_another_node_when_the_leader_dies() {
     let mut cluster = FakeCluster::start(3);
     let client = cluster.client().await;
-    client
-        .append("s-1", vec![event(0)], Expected::Any)
-        .await
-        .unwrap();
+    client.append("s-1", vec![event(0)], Expected::Any).await.unwrap();
     cluster.kill(0);
     {
         let mut shared = cluster.shared.lock();
         shared.leaders.fill(1);
         shared.claimed_leaders.fill(1);
     }
-    client
-        .append("s-1", vec![event(1)], Expected::Any)
-        .await
-        .unwrap();
+    client.append("s-1", vec![event(1)], Expected::Any).await.unwrap();
     assert_eq!(numbers(&cluster, "s-1"), [0, 1]);
     let state = client.lookup("s-1", Consistency::Stale).await.unwrap();
     assert_eq!(state.unwrap().revision, 1);
@@ -164,10 +136,7 @@ async fn without_any_node_an_append_is_unavailable_and_not_stored() {
     cluster.kill(0);
     // The connection has no append in flight as it breaks; give its end a moment to arrive.
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let e = client
-        .append("s-1", vec![event(0)], Expected::Any)
-        .await
-        .unwrap_err();
+    let e = client.append("s-1", vec![event(0)], Expected::Any).await.unwrap_err();
     assert!(matches!(e, ClientError::Unavailable { .. }), "{e:?}");
     assert!(e.is_not_stored() && e.is_retryable());
     assert!(e.to_string().contains("refused"), "names the cause: {e}");
@@ -183,14 +152,8 @@ async fn one_endpoint_of_many_is_enough_and_bad_ones_are_named() {
     let endpoints = ["http://127.0.0.1:1".to_owned(), cluster.url(0)];
     let client = Client::connect(ClientConfig::new(endpoints)).await.unwrap();
     assert_eq!(client.topology().await.unwrap().cluster_id, "fake");
-    assert_eq!(
-        client.node_status(&cluster.url(0)).await.unwrap().node_id,
-        1
-    );
-    let e = client
-        .bootstrap(&cluster.url(0), Default::default())
-        .await
-        .unwrap_err();
+    assert_eq!(client.node_status(&cluster.url(0)).await.unwrap().node_id, 1);
+    let e = client.bootstrap(&cluster.url(0), Default::default()).await.unwrap_err();
     assert_eq!(e.reason(), "ALREADY_BOOTSTRAPPED");
     for bad in [vec![], vec!["localhost:2600"]] {
         let e = Client::connect(ClientConfig::new(bad)).await.err().unwrap();
@@ -214,10 +177,7 @@ async fn a_read_that_breaks_goes_on_after_its_last_event() {
     let cluster = FakeCluster::start(1);
     let client = cluster.client().await;
     for n in 0..35 {
-        client
-            .append("s-1", vec![event(n)], Expected::Any)
-            .await
-            .unwrap();
+        client.append("s-1", vec![event(n)], Expected::Any).await.unwrap();
     }
     let read = async |options: ReadOptions, breaks_after: usize| {
         cluster.shared.lock().read_breaks_after = Some(breaks_after);
@@ -227,24 +187,15 @@ async fn a_read_that_breaks_goes_on_after_its_last_event() {
     for breaks_after in 0..4 {
         let all = read(ReadOptions::default(), breaks_after).await;
         assert_eq!(all, (0..35).collect::<Vec<_>>());
-        let options = ReadOptions {
-            backwards: true,
-            ..Default::default()
-        };
+        let options = ReadOptions { backwards: true, ..Default::default() };
         let backwards = read(options, breaks_after).await;
         assert_eq!(backwards, (0..35).rev().collect::<Vec<_>>());
-        let options = ReadOptions {
-            from_revision: Some(5),
-            max_count: Some(25),
-            ..Default::default()
-        };
+        let options =
+            ReadOptions { from_revision: Some(5), max_count: Some(25), ..Default::default() };
         let some = read(options, breaks_after).await;
         assert_eq!(some, (5..30).collect::<Vec<_>>());
     }
-    let options = ReadOptions {
-        max_count: Some(0),
-        ..Default::default()
-    };
+    let options = ReadOptions { max_count: Some(0), ..Default::default() };
     assert!(read(options, 9).await.is_empty());
 }
 
@@ -254,10 +205,7 @@ async fn a_list_that_breaks_goes_on_after_its_last_name() {
     let client = cluster.client().await;
     let names: Vec<String> = (0..10).map(|n| format!("s-{n}")).collect();
     for name in &names {
-        client
-            .append(name, vec![event(0)], Expected::Any)
-            .await
-            .unwrap();
+        client.append(name, vec![event(0)], Expected::Any).await.unwrap();
     }
     cluster.shared.lock().read_breaks_after = Some(2);
     let listed: Vec<_> = client
@@ -304,10 +252,7 @@ async fn the_appender_keeps_each_streams_order_through_faults_and_the_death_of_a
     let mut last = [None; STREAMS];
     for (s, answer) in pending {
         let appended = answer.await.unwrap();
-        assert!(
-            last[s] < Some(appended.first_revision),
-            "each its own revision"
-        );
+        assert!(last[s] < Some(appended.first_revision), "each its own revision");
         last[s] = Some(appended.first_revision);
     }
     for s in 0..STREAMS {

@@ -13,7 +13,6 @@ use crate::peer::LocalNodeCell;
 use crate::peer::address_book::AddressBook;
 use crate::peer::control::{NoTransfers, TransferHandler};
 use crate::peer::transfer::{TransferError, TransferSettings, Transfers};
-use crate::transfers::ReplicaTransfers;
 use crate::peer::transport::{Handlers, Transport, TransportSettings};
 use crate::raft::driver::{Counters, DriverSettings, Input, NewGroup};
 use crate::raft::handle::{RaftHandle, Replicas};
@@ -22,6 +21,7 @@ use crate::raft::log::{LogError, RaftLog};
 use crate::raft::runtime::{FlushSettings, Parts, RaftRuntime};
 use crate::replicas::ReplicaHome;
 use crate::router::Router;
+use crate::transfers::ReplicaTransfers;
 use crate::watermark::{LogState, Watermark, judge};
 use crate::{api, clock};
 use ringfold_proto::internal::{Identity, MetaJoin, MetaState};
@@ -114,8 +114,17 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
     let transfers: Arc<OnceLock<Transfers>> = Arc::default();
     let runtime = match &opened.log {
         Some(log) => Some(
-            start_raft(&settings, log.clone(), &opened, &replicas, &transport, &home, groups, transfers.clone())
-                .map_err(RunError::Thread)?,
+            start_raft(
+                &settings,
+                log.clone(),
+                &opened,
+                &replicas,
+                &transport,
+                &home,
+                groups,
+                transfers.clone(),
+            )
+            .map_err(RunError::Thread)?,
         ),
         None => None,
     };

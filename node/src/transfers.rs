@@ -23,7 +23,8 @@ impl TransferHost for ReplicaTransfers {
         // beginning, and so must be the membership that the record has now.
         let (reply, facts) = oneshot::channel();
         (self.input)(Input::Facts { group, reply });
-        let facts = facts.blocking_recv().ok().flatten().ok_or("the replica was closed meanwhile")?;
+        let facts =
+            facts.blocking_recv().ok().flatten().ok_or("the replica was closed meanwhile")?;
         if mark.membership.is_none() && facts.membership_index > 0 {
             return Err("the membership changed while the checkpoint was made".into());
         }

@@ -93,10 +93,7 @@ fn earlier_failed() -> ServerError {
         reason: "EARLIER_APPEND_FAILED".into(),
         metadata: [
             ("retry".to_owned(), "no".to_owned()),
-            (
-                "action".to_owned(),
-                "resume the stream, then append again in order".to_owned(),
-            ),
+            ("action".to_owned(), "resume the stream, then append again in order".to_owned()),
         ]
         .into(),
         ..ServerError::local(
@@ -152,13 +149,7 @@ impl<R> Core<R> {
         self.next_sequence += 1;
         self.items.insert(
             sequence,
-            Item {
-                stream: name.clone(),
-                push,
-                lane: None,
-                tries: Tries::default(),
-                doomed: false,
-            },
+            Item { stream: name.clone(), push, lane: None, tries: Tries::default(), doomed: false },
         );
         let stream = self.streams.entry(name.clone()).or_default();
         stream.queue.push_back(sequence);
@@ -210,14 +201,7 @@ impl<R> Core<R> {
         let lane = lane.unwrap_or_else(|| {
             let lane = self.next_lane;
             self.next_lane += 1;
-            self.lanes.insert(
-                lane,
-                Lane {
-                    node,
-                    in_flight: 0,
-                    owes_since: now,
-                },
-            );
+            self.lanes.insert(lane, Lane { node, in_flight: 0, owes_since: now });
             self.lane_of_node.insert(node, lane);
             self.actions.push(Action::Open(lane, node));
             lane
@@ -407,12 +391,8 @@ impl<R> Core<R> {
         if self.lane_of_node.get(&node) == Some(&lane) {
             self.lane_of_node.remove(&node);
         }
-        let lost: Vec<u64> = self
-            .items
-            .iter()
-            .filter(|(_, i)| i.lane == Some(lane))
-            .map(|(&s, _)| s)
-            .collect();
+        let lost: Vec<u64> =
+            self.items.iter().filter(|(_, i)| i.lane == Some(lane)).map(|(&s, _)| s).collect();
         let mut names = HashSet::new();
         for sequence in lost {
             if let Some(item) = self.items.get_mut(&sequence) {

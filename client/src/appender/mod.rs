@@ -108,9 +108,7 @@ pub struct Pending {
 
 impl Pending {
     fn refused(e: ServerError) -> Pending {
-        Pending {
-            answer: Err(Some(ClientError::Refused(e))),
-        }
+        Pending { answer: Err(Some(ClientError::Refused(e))) }
     }
 }
 
@@ -139,9 +137,7 @@ impl Appender {
         let config = client.config();
         let shared = Arc::new(Shared {
             room: Arc::new(Semaphore::new(config.in_flight_max)),
-            room_bytes: Arc::new(Semaphore::new(
-                room_bytes(config.in_flight_bytes_max) as usize
-            )),
+            room_bytes: Arc::new(Semaphore::new(room_bytes(config.in_flight_bytes_max) as usize)),
             state: Mutex::new(State {
                 core: Core::new(config.retry),
                 nodes: Vec::new(),
@@ -150,19 +146,14 @@ impl Appender {
             client,
         });
         tokio::spawn(tick(shared.clone()));
-        Appender {
-            handle: Arc::new(Handle { shared }),
-        }
+        Appender { handle: Arc::new(Handle { shared }) }
     }
 
     /// Waits for room in flight and sends: appends of one stream take effect in the order in which
     /// their pushes end. The future that it gives is the answer's.
     pub async fn push(&self, stream: &str, events: Vec<NewEvent>, expected: Expected) -> Pending {
         let shared = &self.handle.shared;
-        let bytes: usize = events
-            .iter()
-            .map(|e| e.inner.data.len() + e.inner.metadata.len())
-            .sum();
+        let bytes: usize = events.iter().map(|e| e.inner.data.len() + e.inner.metadata.len()).sum();
         // Sent, they would break the lane, and everyone's appends with it.
         if bytes > APPEND_BYTES_MAX {
             let e = too_large("APPEND_TOO_LARGE", "bytes", bytes, APPEND_BYTES_MAX);
@@ -187,16 +178,10 @@ impl Appender {
             request: shared.client.append_request(stream, events, expected),
             expected,
             deadline: Instant::now() + shared.client.config().deadline,
-            reply: Reply {
-                answer,
-                _room: room,
-                _room_bytes: room_bytes,
-            },
+            reply: Reply { answer, _room: room, _room_bytes: room_bytes },
         };
         shared.step(|core, now, route| core.push(now, push, route));
-        Pending {
-            answer: Ok(pending),
-        }
+        Pending { answer: Ok(pending) }
     }
 
     /// Takes pushes to a stream again after an append of it failed. Nothing else needs it.
@@ -391,10 +376,7 @@ fn take_answers(
             let result = match answer.result {
                 Some(Answer::Ok(ok)) => Ok(ok),
                 Some(Answer::Error(e)) => Err(ServerError::from(e)),
-                None => Err(ServerError::local(
-                    Code::Internal,
-                    "an answer without a result",
-                )),
+                None => Err(ServerError::local(Code::Internal, "an answer without a result")),
             };
             (answer.sequence, result)
         })
@@ -404,9 +386,8 @@ fn take_answers(
             if let Err(e) = &result
                 && e.reason != "EARLIER_APPEND_FAILED"
             {
-                let partition = core
-                    .stream_of(sequence)
-                    .and_then(|s| shared.client.map().partition_of(s));
+                let partition =
+                    core.stream_of(sequence).and_then(|s| shared.client.map().partition_of(s));
                 shared.client.take_failure(node, partition, e);
             }
             core.answered(now, lane, sequence, result, rand::random(), &mut *route);

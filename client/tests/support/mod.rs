@@ -58,10 +58,7 @@ fn error_of(code: Code, reason: &str, fields: &[(&str, &str)]) -> v1::Error {
         code: code as i32,
         reason: reason.into(),
         message: "planned".into(),
-        metadata: fields
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect(),
+        metadata: fields.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
     }
 }
 
@@ -94,11 +91,7 @@ impl Stored {
             Fault::Hang => return None,
             Fault::Overloaded => {
                 let fields = [("retry", "yes")];
-                return Some(Err(error_of(
-                    Code::ResourceExhausted,
-                    "OVERLOADED",
-                    &fields,
-                )));
+                return Some(Err(error_of(Code::ResourceExhausted, "OVERLOADED", &fields)));
             }
             Fault::DiskFull => {
                 let fields = [("retry", "no"), ("free_bytes", "1")];
@@ -147,11 +140,7 @@ impl Stored {
 }
 
 fn unknown() -> v1::Error {
-    error_of(
-        Code::Unavailable,
-        "OUTCOME_UNKNOWN",
-        &[("retry", "same_ids")],
-    )
+    error_of(Code::Unavailable, "OUTCOME_UNKNOWN", &[("retry", "same_ids")])
 }
 
 struct Service {
@@ -193,15 +182,10 @@ impl EventStore for Service {
         request: Request<Streaming<v1::AppendStreamRequest>>,
     ) -> Result<Response<Self::AppendStreamStream>, Status> {
         use v1::append_stream_response::Result as Answer;
-        let state = (
-            request.into_inner(),
-            HashSet::<String>::new(),
-            self.shared.clone(),
-            self.node,
-        );
-        let answers = futures::stream::unfold(
-            state,
-            |(mut requests, mut failed, shared, node)| async move {
+        let state =
+            (request.into_inner(), HashSet::<String>::new(), self.shared.clone(), self.node);
+        let answers =
+            futures::stream::unfold(state, |(mut requests, mut failed, shared, node)| async move {
                 loop {
                     let r = match requests.message().await {
                         Ok(Some(r)) => r,
@@ -230,14 +214,11 @@ impl EventStore for Service {
                             Answer::Error(e)
                         }
                     };
-                    let answer = v1::AppendStreamResponse {
-                        sequence: r.sequence,
-                        result: Some(result),
-                    };
+                    let answer =
+                        v1::AppendStreamResponse { sequence: r.sequence, result: Some(result) };
                     return Some((Ok(answer), (requests, failed, shared, node)));
                 }
-            },
-        );
+            });
         Ok(Response::new(Box::pin(answers)))
     }
 
@@ -250,11 +231,7 @@ impl EventStore for Service {
         let mut shared = self.shared.lock();
         let Some(stream) = shared.streams.get(&r.stream) else {
             let fields = [("retry", "no")];
-            return Err(status_of(error_of(
-                Code::NotFound,
-                "STREAM_NOT_FOUND",
-                &fields,
-            )));
+            return Err(status_of(error_of(Code::NotFound, "STREAM_NOT_FOUND", &fields)));
         };
         let mut events: Vec<_> = stream.clone();
         if r.backwards {
@@ -266,10 +243,8 @@ impl EventStore for Service {
         if r.max_count > 0 {
             events.truncate(r.max_count as usize);
         }
-        let mut pages: Vec<Result<v1::ReadResponse, Status>> = events
-            .chunks(10)
-            .map(|c| Ok(v1::ReadResponse { events: c.to_vec() }))
-            .collect();
+        let mut pages: Vec<Result<v1::ReadResponse, Status>> =
+            events.chunks(10).map(|c| Ok(v1::ReadResponse { events: c.to_vec() })).collect();
         if let Some(n) = shared.read_breaks_after.take() {
             pages.truncate(n);
             pages.push(Err(Status::unknown("connection reset")));
@@ -285,11 +260,7 @@ impl EventStore for Service {
         let shared = self.shared.lock();
         let Some(last) = shared.streams.get(&r.stream).and_then(|s| s.last()) else {
             let fields = [("retry", "no")];
-            return Err(status_of(error_of(
-                Code::NotFound,
-                "STREAM_NOT_FOUND",
-                &fields,
-            )));
+            return Err(status_of(error_of(Code::NotFound, "STREAM_NOT_FOUND", &fields)));
         };
         let state = v1::State {
             stream: r.stream,
@@ -308,12 +279,8 @@ impl EventStore for Service {
     ) -> Result<Response<Self::ListStreamsStream>, Status> {
         let r = request.into_inner();
         let mut shared = self.shared.lock();
-        let mut names: Vec<String> = shared
-            .streams
-            .keys()
-            .filter(|n| **n > r.after)
-            .cloned()
-            .collect();
+        let mut names: Vec<String> =
+            shared.streams.keys().filter(|n| **n > r.after).cloned().collect();
         names.sort();
         if r.max_count > 0 {
             names.truncate(r.max_count as usize);
@@ -321,13 +288,8 @@ impl EventStore for Service {
         let mut pages: Vec<Result<v1::ListStreamsResponse, Status>> = names
             .chunks(3)
             .map(|c| {
-                let info = |n: &String| v1::StreamInfo {
-                    stream: n.clone(),
-                    ..Default::default()
-                };
-                Ok(v1::ListStreamsResponse {
-                    streams: c.iter().map(info).collect(),
-                })
+                let info = |n: &String| v1::StreamInfo { stream: n.clone(), ..Default::default() };
+                Ok(v1::ListStreamsResponse { streams: c.iter().map(info).collect() })
             })
             .collect();
         if let Some(n) = shared.read_breaks_after.take() {
@@ -362,15 +324,11 @@ impl Cluster for Service {
         _: Request<v1::TopologyRequest>,
     ) -> Result<Response<v1::TopologyResponse>, Status> {
         let shared = self.shared.lock();
-        let members = shared
-            .urls
-            .iter()
-            .zip(1..)
-            .map(|(url, node_id)| v1::Member {
-                node_id,
-                client_url: url.clone(),
-                ..Default::default()
-            });
+        let members = shared.urls.iter().zip(1..).map(|(url, node_id)| v1::Member {
+            node_id,
+            client_url: url.clone(),
+            ..Default::default()
+        });
         let partitions = (0..PARTITIONS).map(|partition| v1::Partition {
             partition,
             leader_node_id: shared.claimed_leaders[partition as usize] as u64 + 1,
@@ -433,10 +391,7 @@ impl FakeCluster {
                 .enable_all()
                 .build()
                 .unwrap();
-            let service = || Service {
-                node,
-                shared: shared.clone(),
-            };
+            let service = || Service { node, shared: shared.clone() };
             let (events, cluster) = (service(), service());
             runtime.spawn(async move {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
@@ -455,10 +410,7 @@ impl FakeCluster {
             s.leaders = vec![0; PARTITIONS as usize];
             s.claimed_leaders = vec![0; PARTITIONS as usize];
         }
-        FakeCluster {
-            shared,
-            nodes: runtimes,
-        }
+        FakeCluster { shared, nodes: runtimes }
     }
 
     pub fn url(&self, node: usize) -> String {

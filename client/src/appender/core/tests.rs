@@ -106,9 +106,7 @@ impl World {
     fn push(&mut self, i: usize) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        let event = crate::NewEvent::new("T", "{}")
-            .id(uuid::Uuid::from_u64_pair(id, 0))
-            .inner;
+        let event = crate::NewEvent::new("T", "{}").id(uuid::Uuid::from_u64_pair(id, 0)).inner;
         let push = Push {
             request: v1::AppendRequest {
                 stream: format!("s-{i}"),
@@ -137,17 +135,9 @@ impl World {
             call.failed.remove(&stream);
         }
         let result = if call.failed.contains(&stream) {
-            Err(error(
-                Code::FailedPrecondition,
-                "EARLIER_APPEND_FAILED",
-                "no",
-            ))
+            Err(error(Code::FailedPrecondition, "EARLIER_APPEND_FAILED", "no"))
         } else {
-            let fault = if self.faults {
-                self.rng.random_range(0..100)
-            } else {
-                99
-            };
+            let fault = if self.faults { self.rng.random_range(0..100) } else { 99 };
             match fault {
                 0..5 => Err(error(Code::ResourceExhausted, "OVERLOADED", "yes")),
                 5..10 => {
@@ -186,10 +176,7 @@ impl World {
             return;
         };
         let leaders = self.leader_of;
-        self.core
-            .answered(self.now, lane, sequence, result, 0.5, |s| {
-                leaders[stream_index(s)]
-            });
+        self.core.answered(self.now, lane, sequence, result, 0.5, |s| leaders[stream_index(s)]);
     }
 
     fn break_lane(&mut self, lane: LaneId) {
@@ -207,8 +194,7 @@ impl World {
             1 => ServerError::local(Code::OutOfRange, "an answer was too large"),
             _ => ServerError::local(Code::Unavailable, "broken"),
         };
-        self.core
-            .closed(self.now, lane, &e, true, 0.5, |s| leaders[stream_index(s)]);
+        self.core.closed(self.now, lane, &e, true, 0.5, |s| leaders[stream_index(s)]);
     }
 
     fn tick(&mut self, ms: u64) {
@@ -261,12 +247,8 @@ impl World {
     fn settle(&mut self) {
         self.faults = false;
         for _ in 0..2_000 {
-            let open: Vec<LaneId> = self
-                .calls
-                .iter()
-                .filter(|(_, c)| !c.closed)
-                .map(|(&l, _)| l)
-                .collect();
+            let open: Vec<LaneId> =
+                self.calls.iter().filter(|(_, c)| !c.closed).map(|(&l, _)| l).collect();
             for lane in open {
                 self.process(lane);
                 self.answer(lane);
@@ -288,10 +270,7 @@ impl World {
 
     fn check(&self, seed: u64) {
         assert!(self.core.items.is_empty(), "seed {seed}: left over");
-        assert!(
-            self.core.waiting.is_empty(),
-            "seed {seed}: waits for nothing"
-        );
+        assert!(self.core.waiting.is_empty(), "seed {seed}: waits for nothing");
         assert!(self.core.lanes.values().all(|l| l.in_flight == 0));
         assert_eq!(self.core.streams.len(), self.core.failed, "seed {seed}");
         for (i, pushed) in self.pushed.iter().enumerate() {
@@ -333,10 +312,7 @@ fn order_and_answers_are_right_whatever_the_cluster_does() {
         }
     }
     // Each kind of end was met, or the test shows less than it says.
-    assert!(
-        ok > 10_000 && unknown > 1_000 && refused > 1_000,
-        "{ok} {unknown} {refused}"
-    );
+    assert!(ok > 10_000 && unknown > 1_000 && refused > 1_000, "{ok} {unknown} {refused}");
 }
 
 #[test]
@@ -349,10 +325,7 @@ fn an_append_without_an_answer_by_its_deadline_is_unknown() {
         world.act();
     }
     let answer = &world.answers[&id];
-    assert!(
-        matches!(answer, Err(ClientError::Unknown { .. })),
-        "{answer:?}"
-    );
+    assert!(matches!(answer, Err(ClientError::Unknown { .. })), "{answer:?}");
     // It was sent again on new lanes meanwhile, with the same id.
     let sent: Vec<u64> = world
         .calls
@@ -373,24 +346,15 @@ fn an_append_that_never_left_is_unavailable_and_not_stored() {
         ..ServerError::local(Code::Unavailable, "connection refused")
     };
     for _ in 0..400 {
-        let open: Vec<LaneId> = world
-            .calls
-            .iter()
-            .filter(|(_, c)| !c.closed)
-            .map(|(&l, _)| l)
-            .collect();
+        let open: Vec<LaneId> =
+            world.calls.iter().filter(|(_, c)| !c.closed).map(|(&l, _)| l).collect();
         for lane in open {
             world.calls.get_mut(&lane).unwrap().closed = true;
-            world
-                .core
-                .closed(world.now, lane, &refused, false, 0.5, |_| 0);
+            world.core.closed(world.now, lane, &refused, false, 0.5, |_| 0);
         }
         world.tick(10);
         world.act();
     }
     let answer = &world.answers[&id];
-    assert!(
-        matches!(answer, Err(ClientError::Unavailable { .. })),
-        "{answer:?}"
-    );
+    assert!(matches!(answer, Err(ClientError::Unavailable { .. })), "{answer:?}");
 }

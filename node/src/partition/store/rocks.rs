@@ -94,8 +94,11 @@ impl SharedResources {
 /// No log files, no statistics, few files open.
 fn quiet_options() -> Options {
     let mut options = Options::default();
-    options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Error, |_, message| {
-        tracing::error!(message, "RocksDB");
+    // What RocksDB calls its header comes whatever the level is.
+    options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Error, |level, message| {
+        if matches!(level, LogLevel::Error | LogLevel::Fatal) {
+            tracing::error!(message, "RocksDB");
+        }
     }));
     options.set_log_level(LogLevel::Error);
     options.set_stats_dump_period_sec(0);
