@@ -117,11 +117,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
             start_raft(
                 &settings,
                 log.clone(),
-                &opened,
-                &replicas,
+                opened.watermark.clone(),
                 &transport,
                 &home,
-                groups,
+                (groups, replicas.clone()),
                 transfers.clone(),
             )
             .map_err(RunError::Thread)?,
@@ -348,11 +347,10 @@ fn load_replicas(
 fn start_raft(
     settings: &Settings,
     log: Arc<dyn RaftLog>,
-    opened: &OpenedLog,
-    replicas: &Arc<Replicas>,
+    watermark: Option<Arc<Watermark>>,
     transport: &Transport,
     home: &ReplicaHome,
-    groups: Vec<NewGroup>,
+    (groups, replicas): (Vec<NewGroup>, Arc<Replicas>),
     transfers: Arc<OnceLock<Transfers>>,
 ) -> std::io::Result<RaftRuntime> {
     let driver = DriverSettings {
@@ -362,13 +360,12 @@ fn start_raft(
         kept_log_bytes: settings.log_kept_bytes,
         ..DriverSettings::new(NodeId(0))
     };
-    let watermark = opened.watermark.clone();
     let send = transport.clone();
     let home = home.clone();
     let parts = Parts {
         settings: driver,
         log,
-        replicas: replicas.clone(),
+        replicas,
         send: Arc::new(move |messages| send.send(messages)),
         checkpoint_wanted: Arc::new(move |group, replica, node| {
             if let Some(t) = transfers.get() {

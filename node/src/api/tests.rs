@@ -66,6 +66,7 @@ impl Partition {
                 applied: watch::Sender::new(Applied::default()),
                 unflushed_bytes: AtomicU64::new(0),
                 lease_until_ns: AtomicU64::new(0),
+                directory: 1.into(),
                 status: RwLock::new(RaftStatus {
                     role: if leads { Role::Leader } else { Role::Follower },
                     leader: Some(NodeId(leader(partition) as u64 + 1)),

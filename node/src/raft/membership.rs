@@ -219,7 +219,7 @@ mod tests {
                         ours = next;
                     }
                     Err(_) => {
-                        if !(parts.is_empty() && !ours.is_joint()) {
+                        if !parts.is_empty() || ours.is_joint() {
                             prop_assert!(raw.apply_conf_change(&c).is_err());
                         }
                     }

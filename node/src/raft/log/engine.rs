@@ -78,6 +78,8 @@ impl protobuf_raft_engine::Message for Raw {
                 self.bytes.push(is.read_raw_byte()?);
             }
         }
+        // raft-engine compares it with what it looked for.
+        self.index = decode_entry(&self.bytes).map(|e| e.index).unwrap_or(0);
         Ok(())
     }
 

@@ -48,7 +48,9 @@ fn conforms(
     mut log: Box<dyn RaftLog>,
     mut reopen: impl FnMut(Box<dyn RaftLog>) -> Box<dyn RaftLog>,
 ) {
-    let mut model: BTreeMap<u64, (u64, BTreeMap<u64, u64>, Option<Vote>)> = BTreeMap::new();
+    /// First kept index, terms by index, vote.
+    type Kept = (u64, BTreeMap<u64, u64>, Option<Vote>);
+    let mut model: BTreeMap<u64, Kept> = BTreeMap::new();
     let mut number = 0;
     for (term, s) in steps.iter().enumerate() {
         let term = term as u64 + 1;
@@ -93,7 +95,7 @@ fn conforms(
         }
         number += 1;
         log.write(number, LogBatch { ops }).unwrap();
-        if term % 5 == 0 {
+        if term.is_multiple_of(5) {
             log = reopen(log);
         }
         assert_eq!(log.last_number(), number);
