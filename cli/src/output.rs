@@ -81,6 +81,8 @@ impl<W: Write> Out<W> {
             .set_header(self.headers)
             .add_rows(self.rows.drain(..));
         for line in table.lines() {
+            // Without the padding of the first column.
+            let line = line.strip_prefix(' ').unwrap_or(&line);
             writeln!(self.to, "{}", line.trim_end())?;
         }
         Ok(())
