@@ -89,11 +89,7 @@ pub struct Reducers {
 impl Reducers {
     pub fn of(&self, stream: &str) -> Reducer {
         let category = stream.split('-').next().unwrap_or_default();
-        if self.last.contains(category) {
-            Reducer::Last
-        } else {
-            Reducer::MergePatch
-        }
+        if self.last.contains(category) { Reducer::Last } else { Reducer::MergePatch }
     }
 }
 
@@ -116,14 +112,7 @@ pub fn check(history: &History, log: &FinalLog, reducers: &Reducers) -> Vec<Viol
     let mut placed = Vec::new();
     for (stream, ops) in &streams {
         let events = log.streams.get(*stream).map_or(&[][..], Vec::as_slice);
-        check_stream(
-            stream,
-            ops,
-            events,
-            reducers.of(stream),
-            &mut found,
-            &mut placed,
-        );
+        check_stream(stream, ops, events, reducers.of(stream), &mut found, &mut placed);
     }
     check_positions(placed, &mut found);
     check_pipelines(history, log, &mut found);
@@ -137,10 +126,7 @@ pub fn assert_holds(history: &History, log: &FinalLog, reducers: &Reducers) {
     assert!(
         violations.is_empty(),
         "the history does not hold:\n{}",
-        violations
-            .iter()
-            .map(|v| format!("  {v}\n"))
-            .collect::<String>()
+        violations.iter().map(|v| format!("  {v}\n")).collect::<String>()
     );
 }
 
@@ -153,11 +139,7 @@ impl Found {
     fn add(&mut self, kind: Kind, stream: &Arc<str>, detail: impl FnOnce() -> String) {
         let known = self.violations.iter().filter(|v| v.kind == kind).count();
         if known < VIOLATIONS_OF_A_KIND_MAX {
-            self.violations.push(Violation {
-                kind,
-                stream: stream.clone(),
-                detail: detail(),
-            });
+            self.violations.push(Violation { kind, stream: stream.clone(), detail: detail() });
         }
     }
 }
@@ -224,9 +206,7 @@ fn check_stream(
             });
         }
         if let Some(first) = revision_of.insert(e.id, i as u64) {
-            found.add(Kind::Doubled, stream, || {
-                format!("{:032x} is at {first} and at {i}", e.id)
-            });
+            found.add(Kind::Doubled, stream, || format!("{:032x} is at {first} and at {i}", e.id));
             revision_of.insert(e.id, first);
         }
     }
@@ -268,9 +248,7 @@ fn check_stream(
     for (i, e) in log.iter().enumerate() {
         let group = group_at[i].map(|g| &groups[g]);
         if group.is_none() && revision_of.get(&e.id) == Some(&(i as u64)) {
-            found.add(Kind::Phantom, stream, || {
-                format!("{:032x} at {i} was never appended", e.id)
-            });
+            found.add(Kind::Phantom, stream, || format!("{:032x} at {i} was never appended", e.id));
         }
         let start_ns = group.map_or(0, |g| g.start_ns);
         latest = latest.max(start_ns);
@@ -284,10 +262,7 @@ fn check_stream(
         });
     }
 
-    let bounds = Bounds {
-        floors: floors_of(ops),
-        latest_start_ns,
-    };
+    let bounds = Bounds { floors: floors_of(ops), latest_start_ns };
     for group in &groups {
         check_times_of_append(stream, group, &bounds, &revision_of, found);
     }
@@ -305,16 +280,9 @@ fn groups_of<'a>(appends: &[&'a Append]) -> Vec<Group<'a>> {
             continue;
         };
         let same = by_first.entry(first.id).or_default();
-        let known = same
-            .iter()
-            .copied()
-            .find(|g| groups[*g].attempts[0].events == a.events);
+        let known = same.iter().copied().find(|g| groups[*g].attempts[0].events == a.events);
         let g = known.unwrap_or_else(|| {
-            groups.push(Group {
-                attempts: Vec::new(),
-                start_ns: u64::MAX,
-                acknowledged_ns: None,
-            });
+            groups.push(Group { attempts: Vec::new(), start_ns: u64::MAX, acknowledged_ns: None });
             same.push(groups.len() - 1);
             groups.len() - 1
         });
@@ -337,10 +305,8 @@ fn check_group(
     found: &mut Found,
 ) {
     let events = &group.attempts[0].events;
-    let revisions: Vec<Option<u64>> = events
-        .iter()
-        .map(|e| revision_of.get(&e.id).copied())
-        .collect();
+    let revisions: Vec<Option<u64>> =
+        events.iter().map(|e| revision_of.get(&e.id).copied()).collect();
     let stored = revisions.iter().flatten().count();
     if stored > 0 {
         let whole = revisions.windows(2).all(|p| match (p[0], p[1]) {
@@ -348,18 +314,14 @@ fn check_group(
             _ => false,
         });
         if stored < events.len() || !whole {
-            found.add(Kind::Torn, stream, || {
-                format!("an append's events are at {revisions:?}")
-            });
+            found.add(Kind::Torn, stream, || format!("an append's events are at {revisions:?}"));
         }
     }
     for a in &group.attempts {
         check_attempt(stream, a, &revisions, log, found);
     }
-    let could_store = group
-        .attempts
-        .iter()
-        .any(|a| !matches!(a.outcome, AppendOutcome::Refused { .. }));
+    let could_store =
+        group.attempts.iter().any(|a| !matches!(a.outcome, AppendOutcome::Refused { .. }));
     if stored > 0 && !could_store {
         found.add(Kind::RefusedYetStored, stream, || {
             format!(
@@ -372,10 +334,7 @@ fn check_group(
         let met = group.attempts.iter().any(|a| a.expected.met_by(first));
         if !met {
             found.add(Kind::ExpectedNotMet, stream, || {
-                format!(
-                    "revision {first} was appended with {:?}",
-                    group.attempts[0].expected
-                )
+                format!("revision {first} was appended with {:?}", group.attempts[0].expected)
             });
         }
     }
@@ -385,10 +344,7 @@ fn check_group(
                 && a.span.start_ns > acknowledged_ns
             {
                 found.add(Kind::RetryRefused, stream, || {
-                    format!(
-                        "{:032x}: {reason} although it was acknowledged before",
-                        events[0].id
-                    )
+                    format!("{:032x}: {reason} although it was acknowledged before", events[0].id)
                 });
             }
         }
@@ -448,10 +404,7 @@ fn check_attempt(
     }
     if first_position <= a.after_position && a.after_position > 0 {
         found.add(Kind::CausalOrder, stream, || {
-            format!(
-                "position {first_position} was to be above {}",
-                a.after_position
-            )
+            format!("position {first_position} was to be above {}", a.after_position)
         });
     }
 }
@@ -511,18 +464,11 @@ fn check_times_of_append(
         }
     }
     for a in &group.attempts {
-        let AppendOutcome::Refused {
-            actual: Some(actual),
-            ..
-        } = &a.outcome
-        else {
+        let AppendOutcome::Refused { actual: Some(actual), .. } = &a.outcome else {
             continue;
         };
         let length = actual.map_or(0, |r| r + 1);
-        let (least, greatest) = (
-            bounds.least(a.span.start_ns),
-            bounds.greatest(a.span.end_ns),
-        );
+        let (least, greatest) = (bounds.least(a.span.start_ns), bounds.greatest(a.span.end_ns));
         if !(least..=greatest).contains(&length) || a.expected.met_by(length) {
             found.add(Kind::RefusedWithoutCause, stream, || {
                 format!(
@@ -546,9 +492,7 @@ fn check_length(
 ) {
     let greatest = bounds.greatest(span.end_ns);
     if length > bounds.latest_start_ns.len() as u64 {
-        found.add(Kind::BeyondLog, stream, || {
-            format!("a {what} saw {length} events")
-        });
+        found.add(Kind::BeyondLog, stream, || format!("a {what} saw {length} events"));
     } else if length > greatest {
         found.add(Kind::Future, stream, || {
             format!("a {what} saw {length} events when only {greatest} had been invoked")
@@ -643,15 +587,7 @@ fn check_read(
                     });
                 }
             } else {
-                check_length(
-                    stream,
-                    "read",
-                    length,
-                    read.consistency,
-                    read.span,
-                    bounds,
-                    found,
-                );
+                check_length(stream, "read", length, read.consistency, read.span, bounds, found);
             }
             check_min_position(stream, "read", length, read.min_position, log, found);
         }
@@ -686,15 +622,7 @@ fn check_lookups(
                 s.revision + 1
             }
         };
-        check_length(
-            stream,
-            "lookup",
-            length,
-            l.consistency,
-            l.span,
-            bounds,
-            found,
-        );
+        check_length(stream, "lookup", length, l.consistency, l.span, bounds, found);
         check_min_position(stream, "lookup", length, l.min_position, log, found);
     }
     states.sort_by_key(|(s, _)| s.revision);

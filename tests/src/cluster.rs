@@ -36,10 +36,8 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
 /// Multiplies the durations of long tests (`RINGFOLD_TEST_FACTOR`, default 1).
 pub fn factor() -> u32 {
-    std::env::var("RINGFOLD_TEST_FACTOR").map_or(1, |v| {
-        v.parse()
-            .expect("RINGFOLD_TEST_FACTOR is a whole number from 1")
-    })
+    std::env::var("RINGFOLD_TEST_FACTOR")
+        .map_or(1, |v| v.parse().expect("RINGFOLD_TEST_FACTOR is a whole number from 1"))
 }
 
 /// A binary of the workspace: from the environment, or beside this test's folder.
@@ -72,9 +70,7 @@ pub fn scratch() -> &'static Path {
         fs::create_dir_all(&base).unwrap();
         for entry in fs::read_dir(&base).unwrap() {
             let path = entry.unwrap().path();
-            let pid = path
-                .file_name()
-                .and_then(|n| n.to_str()?.parse::<u32>().ok());
+            let pid = path.file_name().and_then(|n| n.to_str()?.parse::<u32>().ok());
             if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
                 unmount_below(&path);
                 let _ = fs::remove_dir_all(&path);
@@ -281,11 +277,7 @@ impl Node {
     /// The call's own.
     pub async fn status(&self) -> Result<NodeStatusResponse, tonic::Status> {
         let mut admin = self.admin();
-        within(
-            admin.node_status(timed(NodeStatusRequest {}, RPC_MAX)),
-            RPC_MAX,
-        )
-        .await
+        within(admin.node_status(timed(NodeStatusRequest {}, RPC_MAX)), RPC_MAX).await
     }
 
     /// # Errors
@@ -300,11 +292,7 @@ impl Node {
     pub async fn transfer_leaders(&self) -> Result<TransferLeadersResponse, tonic::Status> {
         let max = Duration::from_secs(10);
         let mut admin = self.admin();
-        within(
-            admin.transfer_leaders(timed(TransferLeadersRequest {}, max)),
-            max,
-        )
-        .await
+        within(admin.transfer_leaders(timed(TransferLeadersRequest {}, max)), max).await
     }
 
     /// # Errors
@@ -339,19 +327,12 @@ pub async fn within<T>(
 
 /// The reason of an error's ErrorInfo, empty when it has none.
 pub fn reason(status: &tonic::Status) -> String {
-    status
-        .get_details_error_info()
-        .map(|info| info.reason)
-        .unwrap_or_default()
+    status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
 }
 
 /// A field of an error's ErrorInfo.
 pub fn detail(status: &tonic::Status, field: &str) -> Option<String> {
-    status
-        .get_details_error_info()?
-        .metadata
-        .get(field)
-        .cloned()
+    status.get_details_error_info()?.metadata.get(field).cloned()
 }
 
 pub fn channel(port: u16) -> Channel {
@@ -426,32 +407,20 @@ impl LocalCluster {
                 }
             })
             .collect();
-        Self {
-            nodes,
-            cluster_id: uuid::Uuid::new_v4().to_string(),
-            settings,
-            root,
-            turn,
-        }
+        Self { nodes, cluster_id: uuid::Uuid::new_v4().to_string(), settings, root, turn }
     }
 
     /// The command that starts node `i`.
     pub fn command(&self, i: usize) -> Command {
         let node = &self.nodes[i];
-        let seeds: Vec<String> = self
-            .nodes
-            .iter()
-            .map(|n| format!("127.0.0.1:{}", n.peer_port))
-            .collect();
+        let seeds: Vec<String> =
+            self.nodes.iter().map(|n| format!("127.0.0.1:{}", n.peer_port)).collect();
         let mut command = Command::new(binary("ringfold-node", "RINGFOLD_NODE_BIN"));
         command
             .arg("--data-dir")
             .arg(&node.data_dir)
             .args(["--name", &node.name])
-            .args([
-                "--client-listen",
-                &format!("127.0.0.1:{}", node.client_port),
-            ])
+            .args(["--client-listen", &format!("127.0.0.1:{}", node.client_port)])
             .args(["--peer-listen", &format!("127.0.0.1:{}", node.peer_port)])
             .args(["--seeds", &seeds.join(",")])
             .env("RUST_BACKTRACE", "1")
@@ -466,11 +435,7 @@ impl LocalCluster {
     pub fn start_node(&mut self, i: usize) {
         assert!(self.nodes[i].child.is_none(), "node {i} runs already");
         let mut command = self.command(i);
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(&self.nodes[i].log_path)
-            .unwrap();
+        let log = File::options().create(true).append(true).open(&self.nodes[i].log_path).unwrap();
         command.stdout(log.try_clone().unwrap()).stderr(log);
         let child = spawn(command).expect("ringfold-node starts");
         self.nodes[i].child = Some(child);
@@ -488,11 +453,8 @@ impl LocalCluster {
             },
             initial_members: nodes,
             default_reducer: Reducer::MergePatch as i32,
-            category_reducers: [(
-                crate::model::LAST_CATEGORY.to_string(),
-                Reducer::Last as i32,
-            )]
-            .into(),
+            category_reducers: [(crate::model::LAST_CATEGORY.to_string(), Reducer::Last as i32)]
+                .into(),
         };
         eventually("bootstrap", READY_MAX, || {
             let mut admin = self.nodes[i].admin();
@@ -510,20 +472,13 @@ impl LocalCluster {
     pub async fn wait_ready(&self) {
         eventually("every partition has a leader", READY_MAX, || async {
             for node in self.running() {
-                let topology = node
-                    .topology()
-                    .await
-                    .map_err(|s| format!("{}: {s}", node.name))?;
+                let topology = node.topology().await.map_err(|s| format!("{}: {s}", node.name))?;
                 let active = topology
                     .members
                     .iter()
                     .filter(|m| m.state == MemberState::Active as i32)
                     .count();
-                let led = topology
-                    .partition_map
-                    .iter()
-                    .filter(|p| p.leader_node_id != 0)
-                    .count();
+                let led = topology.partition_map.iter().filter(|p| p.leader_node_id != 0).count();
                 if topology.epoch == 0
                     || active < self.settings.nodes
                     || led < self.settings.partitions as usize
@@ -569,11 +524,8 @@ impl LocalCluster {
                     .iter()
                     .find(|p| p.partition == partition)
                     .map_or(0, |p| p.leader_node_id);
-                let name = topology
-                    .members
-                    .iter()
-                    .find(|m| m.node_id == leader)
-                    .map(|m| m.name.clone());
+                let name =
+                    topology.members.iter().find(|m| m.node_id == leader).map(|m| m.name.clone());
                 if let Some(i) = name.and_then(|n| self.nodes.iter().position(|x| x.name == n))
                     && self.nodes[i].child.is_some()
                 {
@@ -628,17 +580,11 @@ impl LocalCluster {
     }
 
     pub fn pause(&self, i: usize) {
-        signal(
-            self.nodes[i].child.as_ref().expect("it runs"),
-            libc::SIGSTOP,
-        );
+        signal(self.nodes[i].child.as_ref().expect("it runs"), libc::SIGSTOP);
     }
 
     pub fn resume(&self, i: usize) {
-        signal(
-            self.nodes[i].child.as_ref().expect("it runs"),
-            libc::SIGCONT,
-        );
+        signal(self.nodes[i].child.as_ref().expect("it runs"), libc::SIGCONT);
     }
 
     /// Waits for a node that ends by itself; gives the exit code.
@@ -689,9 +635,7 @@ impl LocalCluster {
                     return Err(format!("partition {partition}: {marks:?}"));
                 }
                 assert!(
-                    marks
-                        .windows(2)
-                        .all(|p| (p[0].1, &p[0].2) == (p[1].1, &p[1].2)),
+                    marks.windows(2).all(|p| (p[0].1, &p[0].2) == (p[1].1, &p[1].2)),
                     "replicas of partition {partition} differ at one index: {marks:?}"
                 );
                 Ok(())
@@ -714,11 +658,7 @@ impl LocalCluster {
 pub fn partition_of(stream: &str, partitions: u32) -> u32 {
     let bits = partitions.trailing_zeros();
     let hash = xxhash_rust::xxh3::xxh3_64(stream.as_bytes());
-    if bits == 0 {
-        0
-    } else {
-        (hash >> (64 - bits)) as u32
-    }
+    if bits == 0 { 0 } else { (hash >> (64 - bits)) as u32 }
 }
 
 impl Drop for LocalCluster {
@@ -728,13 +668,17 @@ impl Drop for LocalCluster {
         if failed {
             for node in &self.nodes {
                 let log = node.log();
-                let lines: Vec<&str> = log.lines().collect();
+                // Without the frames of backtraces, which hide the rest.
+                let frame = |l: &&str| {
+                    let l = l.trim_start();
+                    l.starts_with("at ")
+                        || l.starts_with(|c: char| c.is_ascii_digit())
+                            && l.contains(": ")
+                            && !l.contains('Z')
+                };
+                let lines: Vec<&str> = log.lines().filter(|l| !frame(l)).collect();
                 let tail = &lines[lines.len().saturating_sub(40)..];
-                eprintln!(
-                    "---- the end of {}:\n{}",
-                    node.log_path.display(),
-                    tail.join("\n")
-                );
+                eprintln!("---- the end of {}:\n{}", node.log_path.display(), tail.join("\n"));
             }
             eprintln!("---- kept: {}", self.root.display());
         }

@@ -22,17 +22,10 @@ impl SmallDisk {
         let image = dir.join(format!("{name}.img"));
         let mount = dir.join(name);
         fs::create_dir_all(&mount).map_err(|e| e.to_string())?;
-        File::create(&image)
-            .and_then(|f| f.set_len(bytes))
-            .map_err(|e| e.to_string())?;
+        File::create(&image).and_then(|f| f.set_len(bytes)).map_err(|e| e.to_string())?;
         // No blocks reserved for root: the node runs as root here and would have them.
-        run(Command::new("mkfs.ext4")
-            .args(["-q", "-F", "-m", "0"])
-            .arg(&image))?;
-        run(Command::new("mount")
-            .args(["-o", "loop"])
-            .arg(&image)
-            .arg(&mount))?;
+        run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))?;
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount))?;
         Ok(Self { mount })
     }
 
@@ -54,12 +47,7 @@ impl SmallDisk {
         let take = self.free_bytes().saturating_sub(free_bytes);
         // SAFETY: the descriptor is open for as long as `file` lives.
         let done = unsafe {
-            libc::fallocate(
-                std::os::fd::AsRawFd::as_raw_fd(&file),
-                0,
-                0,
-                take.max(1) as i64,
-            )
+            libc::fallocate(std::os::fd::AsRawFd::as_raw_fd(&file), 0, 0, take.max(1) as i64)
         };
         assert_eq!(done, 0, "fallocate: {}", std::io::Error::last_os_error());
     }
@@ -85,10 +73,7 @@ fn run(command: &mut Command) -> Result<(), String> {
     if out.status.success() {
         Ok(())
     } else {
-        Err(format!(
-            "{command:?}: {}",
-            String::from_utf8_lossy(&out.stderr)
-        ))
+        Err(format!("{command:?}: {}", String::from_utf8_lossy(&out.stderr)))
     }
 }
 
@@ -122,8 +107,7 @@ pub fn used_bytes(path: &Path) -> u64 {
     let mut buffer = vec![0; 1 << 16];
     while end > 0 {
         let n = end.min(buffer.len() as u64);
-        file.read_exact_at(&mut buffer[..n as usize], end - n)
-            .unwrap();
+        file.read_exact_at(&mut buffer[..n as usize], end - n).unwrap();
         if let Some(last) = buffer[..n as usize].iter().rposition(|b| *b != 0) {
             return end - n + last as u64 + 1;
         }
@@ -142,11 +126,7 @@ pub fn cut_end(path: &Path, bytes: u64) {
 /// Flips one bit at this place of what is used: 0.5 is the middle.
 pub fn flip_bit(path: &Path, place: f64) {
     let at = (used_bytes(path) as f64 * place) as u64;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();

@@ -167,10 +167,7 @@ impl History {
             self.reads.len(),
             self.reads.iter().filter(|r| r.seen.is_none()).count(),
             self.lookups.len(),
-            self.lookups
-                .iter()
-                .filter(|l| matches!(l.outcome, LookupOutcome::Failed(_)))
-                .count(),
+            self.lookups.iter().filter(|l| matches!(l.outcome, LookupOutcome::Failed(_))).count(),
         )
     }
 
@@ -179,10 +176,7 @@ impl History {
         let appends = self.appends.iter().filter_map(|a| {
             (!matches!(a.outcome, AppendOutcome::Unknown { .. })).then_some(a.span.end_ns)
         });
-        let reads = self
-            .reads
-            .iter()
-            .filter_map(|r| r.seen.is_some().then_some(r.span.end_ns));
+        let reads = self.reads.iter().filter_map(|r| r.seen.is_some().then_some(r.span.end_ns));
         let lookups = self.lookups.iter().filter_map(|l| {
             (!matches!(l.outcome, LookupOutcome::Failed(_))).then_some(l.span.end_ns)
         });

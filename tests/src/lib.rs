@@ -11,12 +11,7 @@
 //! | [`load`] | writers and readers that record a history |
 //! | [`shim`] | power loss: what was not synced is gone |
 //! | [`disk`] | small disks, damaged files |
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stderr
-)] // support for tests: a panic is a failed test
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // support for tests: a panic is a failed test
 
 pub mod checker;
 pub mod cluster;

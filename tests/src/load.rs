@@ -39,6 +39,8 @@ pub struct Load {
     pub pipelines: u32,
     /// Clients that read and look up.
     pub readers: u32,
+    /// Added to each event's data.
+    pub pad_bytes: usize,
     /// Mean pause between a client's operations; bounds the rate.
     pub pause: Duration,
     pub seed: u64,
@@ -51,6 +53,7 @@ impl Default for Load {
             writers: 6,
             pipelines: 2,
             readers: 4,
+            pad_bytes: 0,
             pause: Duration::from_millis(8),
             seed: 1,
         }
@@ -74,6 +77,7 @@ impl Load {
 struct Shared {
     stores: Vec<Store>,
     names: Vec<Arc<str>>,
+    pad_bytes: usize,
     pause: Duration,
     clock: Clock,
     stop: AtomicBool,
@@ -96,6 +100,7 @@ pub fn start_on(stores: Vec<Store>, clock: Clock, load: &Load) -> Running {
     let shared = Arc::new(Shared {
         stores,
         names: load.names(),
+        pad_bytes: load.pad_bytes,
         pause: load.pause,
         clock,
         stop: AtomicBool::new(false),
@@ -189,17 +194,21 @@ impl Client {
     }
 
     fn events(&mut self) -> Arc<[Event]> {
-        let count = if self.rng.random_bool(0.7) {
-            1
-        } else {
-            self.rng.random_range(2..6)
-        };
-        (0..count)
-            .map(|_| Event {
-                id: self.rng.random(),
-                data: random_data(&mut self.rng),
-            })
-            .collect()
+        let count = if self.rng.random_bool(0.7) { 1 } else { self.rng.random_range(2..6) };
+        (0..count).map(|_| Event { id: self.rng.random(), data: self.data() }).collect()
+    }
+
+    fn data(&mut self) -> Bytes {
+        let data = random_data(&mut self.rng);
+        if self.shared.pad_bytes == 0 {
+            return data;
+        }
+        // An object, before its last brace.
+        let mut padded = data[..data.len() - 1].to_vec();
+        padded.extend_from_slice(b",\"pad\":\"");
+        padded.resize(padded.len() + self.shared.pad_bytes, b'x');
+        padded.extend_from_slice(b"\"}");
+        padded.into()
     }
 
     fn expected(&mut self, stream: &Arc<str>) -> Expected {
@@ -216,13 +225,8 @@ impl Client {
             let stream = self.stream();
             let events = self.events();
             let expected = self.expected(&stream);
-            let after_position = if self.rng.random_bool(0.3) {
-                self.last_position
-            } else {
-                0
-            };
-            self.append(stream.clone(), events, expected, after_position)
-                .await;
+            let after_position = if self.rng.random_bool(0.3) { self.last_position } else { 0 };
+            self.append(stream.clone(), events, expected, after_position).await;
             if self.rng.random_bool(0.4) {
                 self.lookup(stream).await;
             }
@@ -279,28 +283,17 @@ impl Client {
     }
 
     fn span_from(&self, start_ns: u64) -> Span {
-        Span {
-            start_ns,
-            end_ns: self.shared.clock.now_ns(),
-        }
+        Span { start_ns, end_ns: self.shared.clock.now_ns() }
     }
 
     fn saw(&mut self, stream: &Arc<str>, outcome: &AppendOutcome) {
         match outcome {
-            AppendOutcome::Acknowledged {
-                last_revision,
-                last_position,
-                ..
-            } => {
+            AppendOutcome::Acknowledged { last_revision, last_position, .. } => {
                 self.shared.acknowledged.fetch_add(1, Ordering::Relaxed);
-                self.heads
-                    .insert(stream.clone(), (*last_revision, *last_position));
+                self.heads.insert(stream.clone(), (*last_revision, *last_position));
                 self.last_position = self.last_position.max(*last_position);
             }
-            AppendOutcome::Refused {
-                actual: Some(Some(revision)),
-                ..
-            } => {
+            AppendOutcome::Refused { actual: Some(Some(revision)), .. } => {
                 let head = self.heads.entry(stream.clone()).or_default();
                 head.0 = *revision;
             }
@@ -365,20 +358,14 @@ impl Client {
         let mut outcomes: Vec<Option<(AppendOutcome, u64)>> = vec![None; window.len()];
         let deadline = tokio::time::Instant::now() + 2 * ATTEMPT_MAX;
         let work = async {
-            let answers = store
-                .append_stream(tokio_stream::iter(requests))
-                .await?
-                .into_inner();
+            let answers = store.append_stream(tokio_stream::iter(requests)).await?.into_inner();
             tokio::pin!(answers);
             while let Some(answer) = answers.message().await? {
                 let outcome = match answer.result {
                     Some(append_stream_response::Result::Ok(ok)) => acknowledged(&ok),
-                    Some(append_stream_response::Result::Error(e)) => failed(
-                        e.code.into(),
-                        &e.reason,
-                        e.metadata.get("actual"),
-                        &e.message,
-                    ),
+                    Some(append_stream_response::Result::Error(e)) => {
+                        failed(e.code.into(), &e.reason, e.metadata.get("actual"), &e.message)
+                    }
                     None => continue,
                 };
                 let place = usize::try_from(answer.sequence).unwrap_or(usize::MAX);
@@ -442,18 +429,11 @@ impl Client {
     async fn lookup(&mut self, stream: Arc<str>) {
         let (consistency, min_position) = self.consistency(&stream);
         let mut store = self.store();
-        let lookup = lookup(
-            &mut store,
-            self.shared.clock,
-            self.number,
-            stream,
-            consistency,
-            min_position,
-        )
-        .await;
+        let lookup =
+            lookup(&mut store, self.shared.clock, self.number, stream, consistency, min_position)
+                .await;
         if let LookupOutcome::State(s) = &lookup.outcome {
-            self.heads
-                .insert(lookup.stream.clone(), (s.revision, s.position));
+            self.heads.insert(lookup.stream.clone(), (s.revision, s.position));
         }
         self.history.lookups.push(lookup);
     }
@@ -479,10 +459,7 @@ impl Client {
             from_revision,
             backwards,
             max_count,
-            span: Span {
-                start_ns: 0,
-                end_ns: 0,
-            },
+            span: Span { start_ns: 0, end_ns: 0 },
             seen: None,
         };
         let read = read(&mut store, self.shared.clock, request).await;
@@ -506,9 +483,7 @@ pub fn append_request(
     v1::AppendRequest {
         stream: stream.to_string(),
         events: events.iter().map(new_event).collect(),
-        expected: Some(v1::ExpectedRevision {
-            expected: Some(expected),
-        }),
+        expected: Some(v1::ExpectedRevision { expected: Some(expected) }),
         after_position,
     }
 }
@@ -547,9 +522,7 @@ fn failed(code: Code, reason: &str, actual: Option<&String>, message: &str) -> A
                 | Code::ResourceExhausted
         );
     if !definite {
-        return AppendOutcome::Unknown {
-            why: format!("{code:?} {reason}: {message}"),
-        };
+        return AppendOutcome::Unknown { why: format!("{code:?} {reason}: {message}") };
     }
     let actual = (reason == "WRONG_EXPECTED_REVISION").then(|| {
         let actual = actual.expect("WRONG_EXPECTED_REVISION names the actual revision");
@@ -558,10 +531,7 @@ fn failed(code: Code, reason: &str, actual: Option<&String>, message: &str) -> A
             revision => Some(revision.parse().expect("a revision or `none`")),
         }
     });
-    AppendOutcome::Refused {
-        reason: reason.to_string(),
-        actual,
-    }
+    AppendOutcome::Refused { reason: reason.to_string(), actual }
 }
 
 pub fn outcome_of(answer: Result<v1::AppendResponse, Status>) -> AppendOutcome {
@@ -615,10 +585,7 @@ pub async fn lookup(
         stream,
         consistency,
         min_position,
-        span: Span {
-            start_ns,
-            end_ns: clock.now_ns(),
-        },
+        span: Span { start_ns, end_ns: clock.now_ns() },
         outcome,
     }
 }
@@ -647,10 +614,7 @@ pub async fn read(store: &mut Store, clock: Clock, mut request: Read) -> Read {
         Ok(Err(s)) if reason(&s) == "STREAM_NOT_FOUND" => Some(Vec::new()),
         _ => None,
     };
-    request.span = Span {
-        start_ns,
-        end_ns: clock.now_ns(),
-    };
+    request.span = Span { start_ns, end_ns: clock.now_ns() };
     request
 }
 
@@ -702,10 +666,7 @@ pub async fn read_final_on(
                 from_revision: None,
                 backwards: false,
                 max_count: 0,
-                span: Span {
-                    start_ns: 0,
-                    end_ns: 0,
-                },
+                span: Span { start_ns: 0, end_ns: 0 },
                 seen: None,
             };
             let mut store = stores[turn % stores.len()].clone();
@@ -715,19 +676,12 @@ pub async fn read_final_on(
             if let Some(seen) = read.seen {
                 break seen;
             }
-            assert!(
-                Instant::now() < deadline,
-                "{stream} cannot be read within a minute"
-            );
+            assert!(Instant::now() < deadline, "{stream} cannot be read within a minute");
             tokio::time::sleep(Duration::from_millis(200)).await;
         };
         let last = events.last().map_or(0, |e| e.position);
         for store in &stores {
-            for consistency in [
-                Consistency::Linearizable,
-                Consistency::Lease,
-                Consistency::Stale,
-            ] {
+            for consistency in [Consistency::Linearizable, Consistency::Lease, Consistency::Stale] {
                 let mut store = store.clone();
                 let lookup =
                     lookup(&mut store, clock, READER, stream.clone(), consistency, last).await;

@@ -24,11 +24,7 @@ pub struct Shape {
 
 impl Default for Shape {
     fn default() -> Self {
-        Self {
-            clients: 5,
-            streams: 3,
-            operations: 160,
-        }
+        Self { clients: 5, streams: 3, operations: 160 }
     }
 }
 
@@ -36,9 +32,7 @@ impl Default for Shape {
 pub const LAST_CATEGORY: &str = "last";
 
 pub fn reducers() -> Reducers {
-    Reducers {
-        last: [LAST_CATEGORY.to_string()].into(),
-    }
+    Reducers { last: [LAST_CATEGORY.to_string()].into() }
 }
 
 enum Intent {
@@ -120,11 +114,7 @@ impl Store {
 
 /// Streams 0 and 2 share a partition, so that order across streams is checked too.
 pub fn partition_of(stream: &str) -> u32 {
-    let number: u32 = stream
-        .rsplit('-')
-        .next()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(0);
+    let number: u32 = stream.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or(0);
     number % 2
 }
 
@@ -149,10 +139,7 @@ pub fn random_data(rng: &mut impl Rng) -> Bytes {
 pub fn correct(seed: u64, shape: Shape) -> (History, FinalLog) {
     let mut rng = StdRng::seed_from_u64(seed);
     let reducers = reducers();
-    let mut store = Store {
-        logs: BTreeMap::new(),
-        clock: 1_000,
-    };
+    let mut store = Store { logs: BTreeMap::new(), clock: 1_000 };
     let mut history = History::default();
     let mut queue: BinaryHeap<Reverse<(u64, u64)>> = BinaryHeap::new();
     let mut steps: BTreeMap<u64, Step> = BTreeMap::new();
@@ -182,10 +169,7 @@ pub fn correct(seed: u64, shape: Shape) -> (History, FinalLog) {
                     continue;
                 }
                 started += 1;
-                let span = Span {
-                    start_ns: now,
-                    end_ns: 0,
-                };
+                let span = Span { start_ns: now, end_ns: 0 };
                 let stream = stream_name(rng.random_range(0..shape.streams));
                 let consistency = match rng.random_range(0..3) {
                     0 => Consistency::Linearizable,
@@ -215,10 +199,7 @@ pub fn correct(seed: u64, shape: Shape) -> (History, FinalLog) {
                         client: c,
                         stream,
                         events: (0..rng.random_range(1..4))
-                            .map(|_| Event {
-                                id: rng.random(),
-                                data: random_data(&mut rng),
-                            })
+                            .map(|_| Event { id: rng.random(), data: random_data(&mut rng) })
                             .collect(),
                         expected,
                         after_position: 0,
@@ -253,12 +234,7 @@ pub fn correct(seed: u64, shape: Shape) -> (History, FinalLog) {
                 busy.insert(c, (intent, None));
                 let effect = now + rng.random_range(1..60);
                 push(&mut queue, &mut steps, effect, Step::Effect(c));
-                push(
-                    &mut queue,
-                    &mut steps,
-                    effect + rng.random_range(1..60),
-                    Step::End(c),
-                );
+                push(&mut queue, &mut steps, effect + rng.random_range(1..60), Step::End(c));
             }
             Step::Effect(c) => {
                 let (intent, outcome) = busy.get_mut(&c).expect("started");
@@ -308,9 +284,8 @@ pub fn correct(seed: u64, shape: Shape) -> (History, FinalLog) {
                         let outcome = outcome.filter(|_| !rng.random_bool(0.15));
                         match outcome {
                             Some(outcome) => {
-                                if let AppendOutcome::Acknowledged {
-                                    last_position: p, ..
-                                } = &outcome
+                                if let AppendOutcome::Acknowledged { last_position: p, .. } =
+                                    &outcome
                                 {
                                     last_position.insert(c, *p);
                                 }
@@ -318,28 +293,14 @@ pub fn correct(seed: u64, shape: Shape) -> (History, FinalLog) {
                                 if rng.random_bool(0.1)
                                     && matches!(outcome, AppendOutcome::Acknowledged { .. })
                                 {
-                                    retry.insert(
-                                        c,
-                                        Append {
-                                            pipeline: None,
-                                            ..a.clone()
-                                        },
-                                    );
+                                    retry.insert(c, Append { pipeline: None, ..a.clone() });
                                 }
                                 a.outcome = outcome;
                             }
                             None => {
-                                a.outcome = AppendOutcome::Unknown {
-                                    why: "no answer".into(),
-                                };
+                                a.outcome = AppendOutcome::Unknown { why: "no answer".into() };
                                 if rng.random_bool(0.7) {
-                                    retry.insert(
-                                        c,
-                                        Append {
-                                            pipeline: None,
-                                            ..a.clone()
-                                        },
-                                    );
+                                    retry.insert(c, Append { pipeline: None, ..a.clone() });
                                 }
                             }
                         }
@@ -357,19 +318,10 @@ pub fn correct(seed: u64, shape: Shape) -> (History, FinalLog) {
                         history.lookups.push(l);
                     }
                 }
-                push(
-                    &mut queue,
-                    &mut steps,
-                    now + rng.random_range(1..20),
-                    Step::Start(c),
-                );
+                push(&mut queue, &mut steps, now + rng.random_range(1..20), Step::Start(c));
             }
         }
     }
-    let streams = store
-        .logs
-        .into_iter()
-        .filter(|(_, log)| !log.is_empty())
-        .collect();
+    let streams = store.logs.into_iter().filter(|(_, log)| !log.is_empty()).collect();
     (history, FinalLog { streams })
 }

@@ -159,11 +159,7 @@ impl Entry {
     fn parse(line: &str) -> Self {
         let mut parts = line.splitn(3, ' ');
         let mut next = || parts.next().expect("three parts").to_string();
-        Self {
-            is_dir: next() == "d",
-            key: next(),
-            name: next(),
-        }
+        Self { is_dir: next() == "d", key: next(), name: next() }
     }
 }
 
@@ -176,11 +172,8 @@ struct Tree {
 
 impl Tree {
     fn of(root: &Path) -> Self {
-        let mut tree = Tree {
-            root: key_of(root),
-            directories: BTreeMap::new(),
-            files: BTreeMap::new(),
-        };
+        let mut tree =
+            Tree { root: key_of(root), directories: BTreeMap::new(), files: BTreeMap::new() };
         tree.add(root);
         tree
     }
@@ -209,9 +202,8 @@ impl Tree {
 /// Inode and time of birth, as the shim names them.
 fn key_of(path: &Path) -> String {
     let meta = fs::symlink_metadata(path).unwrap();
-    let birth = meta
-        .created()
-        .expect("a file system that keeps the time of birth (ext4, xfs, btrfs)");
+    let birth =
+        meta.created().expect("a file system that keeps the time of birth (ext4, xfs, btrfs)");
     let birth_ns = birth.duration_since(UNIX_EPOCH).unwrap().as_nanos();
     format!("{}-{birth_ns}", meta.ino())
 }

@@ -1,10 +1,5 @@
 //! What is wrong is refused by name, before it does anything; nothing is lost and nothing panics.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stderr
-)] // tests
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // tests
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -27,18 +22,11 @@ const STREAM: &str = "customer-bad";
 const MIB: usize = 1 << 20;
 
 fn event(id: u128) -> NewEvent {
-    ringfold_tests::load::new_event(&Event {
-        id,
-        data: Bytes::from_static(b"{}"),
-    })
+    ringfold_tests::load::new_event(&Event { id, data: Bytes::from_static(b"{}") })
 }
 
 fn append_of(events: Vec<NewEvent>) -> AppendRequest {
-    AppendRequest {
-        stream: STREAM.into(),
-        events,
-        ..AppendRequest::default()
-    }
+    AppendRequest { stream: STREAM.into(), events, ..AppendRequest::default() }
 }
 
 fn with(change: impl FnOnce(&mut NewEvent)) -> AppendRequest {
@@ -48,10 +36,7 @@ fn with(change: impl FnOnce(&mut NewEvent)) -> AppendRequest {
 }
 
 fn named(stream: &str) -> AppendRequest {
-    AppendRequest {
-        stream: stream.into(),
-        ..append_of(vec![event(1)])
-    }
+    AppendRequest { stream: stream.into(), ..append_of(vec![event(1)]) }
 }
 
 /// JSON of exactly so many bytes.
@@ -61,17 +46,11 @@ fn json_of(bytes: usize) -> Bytes {
 
 async fn append(store: &Store, request: AppendRequest) -> Result<u64, Status> {
     let call = timed(request, CALL_MAX);
-    within(store.clone().append(call), CALL_MAX)
-        .await
-        .map(|a| a.last_revision)
+    within(store.clone().append(call), CALL_MAX).await.map(|a| a.last_revision)
 }
 
 fn assert_refused(what: &str, status: &Status, code: Code, wanted: &str, fields: &[&str]) {
-    assert_eq!(
-        (status.code(), reason(status).as_str()),
-        (code, wanted),
-        "{what}: {status}"
-    );
+    assert_eq!((status.code(), reason(status).as_str()), (code, wanted), "{what}: {status}");
     for field in fields {
         assert!(
             detail(status, field).is_some_and(|v| !v.is_empty()),
@@ -79,19 +58,11 @@ fn assert_refused(what: &str, status: &Status, code: Code, wanted: &str, fields:
         );
     }
     assert!(!status.message().is_empty(), "{what}: no message");
-    assert!(
-        detail(status, "retry").is_some(),
-        "{what}: nothing on retries"
-    );
+    assert!(detail(status, "retry").is_some(), "{what}: nothing on retries");
 }
 
 /// What is refused: the reason, and the fields that its error must name.
-fn bad_appends() -> Vec<(
-    &'static str,
-    AppendRequest,
-    &'static str,
-    &'static [&'static str],
-)> {
+fn bad_appends() -> Vec<(&'static str, AppendRequest, &'static str, &'static [&'static str])> {
     const SIZED: &[&str] = &["field", "limit", "actual"];
     const LIMITED: &[&str] = &["field", "limit"];
     const NAMED: &[&str] = &["field"];
@@ -99,75 +70,20 @@ fn bad_appends() -> Vec<(
     let invalid = "INVALID_EVENT";
     vec![
         ("an empty name", named(""), name, LIMITED),
-        (
-            "a name of 1,025 bytes",
-            named(&"n".repeat(1_025)),
-            name,
-            LIMITED,
-        ),
-        (
-            "a name with a control character",
-            named("customer-\u{7}"),
-            name,
-            NAMED,
-        ),
+        ("a name of 1,025 bytes", named(&"n".repeat(1_025)), name, LIMITED),
+        ("a name with a control character", named("customer-\u{7}"), name, NAMED),
         ("a name with a zero", named("customer-\0"), name, NAMED),
         ("no events", append_of(vec![]), invalid, NAMED),
-        (
-            "1,025 events",
-            append_of((0..1_025).map(event).collect()),
-            invalid,
-            LIMITED,
-        ),
+        ("1,025 events", append_of((0..1_025).map(event).collect()), invalid, LIMITED),
         ("no id", with(|e| e.id = Bytes::new()), invalid, NAMED),
-        (
-            "an id of 15 bytes",
-            with(|e| e.id = Bytes::from_static(&[7; 15])),
-            invalid,
-            NAMED,
-        ),
-        (
-            "an id of 17 bytes",
-            with(|e| e.id = Bytes::from_static(&[7; 17])),
-            invalid,
-            NAMED,
-        ),
-        (
-            "no type",
-            with(|e| e.r#type = String::new()),
-            invalid,
-            NAMED,
-        ),
-        (
-            "a type of 257 bytes",
-            with(|e| e.r#type = "t".repeat(257)),
-            invalid,
-            LIMITED,
-        ),
-        (
-            "a type with a control character",
-            with(|e| e.r#type = "a\nb".into()),
-            invalid,
-            NAMED,
-        ),
-        (
-            "no JSON",
-            with(|e| e.data = Bytes::from_static(b"{\"a\":")),
-            "INVALID_JSON",
-            NAMED,
-        ),
-        (
-            "empty JSON",
-            with(|e| e.data = Bytes::new()),
-            "INVALID_JSON",
-            NAMED,
-        ),
-        (
-            "two JSON values",
-            with(|e| e.data = Bytes::from_static(b"{} {}")),
-            "INVALID_JSON",
-            NAMED,
-        ),
+        ("an id of 15 bytes", with(|e| e.id = Bytes::from_static(&[7; 15])), invalid, NAMED),
+        ("an id of 17 bytes", with(|e| e.id = Bytes::from_static(&[7; 17])), invalid, NAMED),
+        ("no type", with(|e| e.r#type = String::new()), invalid, NAMED),
+        ("a type of 257 bytes", with(|e| e.r#type = "t".repeat(257)), invalid, LIMITED),
+        ("a type with a control character", with(|e| e.r#type = "a\nb".into()), invalid, NAMED),
+        ("no JSON", with(|e| e.data = Bytes::from_static(b"{\"a\":")), "INVALID_JSON", NAMED),
+        ("empty JSON", with(|e| e.data = Bytes::new()), "INVALID_JSON", NAMED),
+        ("two JSON values", with(|e| e.data = Bytes::from_static(b"{} {}")), "INVALID_JSON", NAMED),
         (
             "JSON that is not UTF-8",
             with(|e| e.data = Bytes::from_static(b"\"\xff\"")),
@@ -189,12 +105,7 @@ fn bad_appends() -> Vec<(
             "INVALID_JSON",
             NAMED,
         ),
-        (
-            "an event over 1 MiB",
-            with(|e| e.data = json_of(MIB + 1)),
-            "EVENT_TOO_LARGE",
-            SIZED,
-        ),
+        ("an event over 1 MiB", with(|e| e.data = json_of(MIB + 1)), "EVENT_TOO_LARGE", SIZED),
         (
             "an event over 1 MiB by its metadata",
             with(|e| e.metadata = Bytes::from(vec![1; MIB])),
@@ -203,14 +114,7 @@ fn bad_appends() -> Vec<(
         ),
         (
             "an append over 4 MiB",
-            append_of(
-                (0..5)
-                    .map(|i| NewEvent {
-                        data: json_of(MIB - 100),
-                        ..event(i)
-                    })
-                    .collect(),
-            ),
+            append_of((0..5).map(|i| NewEvent { data: json_of(MIB - 100), ..event(i) }).collect()),
             "APPEND_TOO_LARGE",
             SIZED,
         ),
@@ -228,33 +132,19 @@ async fn bad_appends_are_refused_by_name_and_store_nothing() {
     let cluster = LocalCluster::start(Settings::default()).await;
     for (what, request, wanted, fields) in bad_appends() {
         for node in &cluster.nodes {
-            let refused = append(&node.store(), request.clone())
-                .await
-                .expect_err(what);
+            let refused = append(&node.store(), request.clone()).await.expect_err(what);
             assert_refused(what, &refused, Code::InvalidArgument, wanted, fields);
         }
     }
     let store = cluster.nodes[0].store();
-    let lookup = LookupRequest {
-        stream: STREAM.into(),
-        ..LookupRequest::default()
-    };
+    let lookup = LookupRequest { stream: STREAM.into(), ..LookupRequest::default() };
     let none = store.clone().lookup(lookup).await.unwrap_err();
-    assert_refused(
-        "nothing is stored",
-        &none,
-        Code::NotFound,
-        "STREAM_NOT_FOUND",
-        &[],
-    );
+    assert_refused("nothing is stored", &none, Code::NotFound, "STREAM_NOT_FOUND", &[]);
 
     // The limits themselves are allowed.
     let most = [
         ("a name of 1,024 bytes", named(&"n".repeat(1_024))),
-        (
-            "1,024 events",
-            append_of((2_000..3_024).map(event).collect()),
-        ),
+        ("1,024 events", append_of((2_000..3_024).map(event).collect())),
         (
             "a type of 256 bytes",
             with(|e| {
@@ -274,10 +164,7 @@ async fn bad_appends_are_refused_by_name_and_store_nothing() {
         ),
         (
             "an event of 1 MiB",
-            AppendRequest {
-                stream: "last-large".into(),
-                ..with(|e| e.data = json_of(MIB))
-            },
+            AppendRequest { stream: "last-large".into(), ..with(|e| e.data = json_of(MIB)) },
         ),
     ];
     for (what, request) in most {
@@ -292,10 +179,7 @@ async fn bad_appends_are_refused_by_name_and_store_nothing() {
 async fn bad_appends_in_a_pipeline_fail_alone_and_their_stream_waits_to_be_resumed() {
     let cluster = LocalCluster::start(Settings::default()).await;
     let good = |stream: &str, id: u128| {
-        let event = Event {
-            id,
-            data: Bytes::from_static(b"{}"),
-        };
+        let event = Event { id, data: Bytes::from_static(b"{}") };
         append_request(stream, &[event], Expected::Any, 0)
     };
     let mut bad = good("order-1", 2);
@@ -314,21 +198,14 @@ async fn bad_appends_in_a_pipeline_fail_alone_and_their_stream_waits_to_be_resum
         resume,
     });
     let mut store = cluster.nodes[0].store();
-    let mut answers = store
-        .append_stream(tokio_stream::iter(requests))
-        .await
-        .unwrap()
-        .into_inner();
+    let mut answers = store.append_stream(tokio_stream::iter(requests)).await.unwrap().into_inner();
     let mut seen = std::collections::BTreeMap::new();
     while let Some(answer) = answers.message().await.unwrap() {
         let result = match answer.result.unwrap() {
             append_stream_response::Result::Ok(ok) => Ok(ok.first_revision),
             append_stream_response::Result::Error(e) => Err(e.reason),
         };
-        assert!(
-            seen.insert(answer.sequence, result).is_none(),
-            "one answer each"
-        );
+        assert!(seen.insert(answer.sequence, result).is_none(), "one answer each");
     }
     let expected: std::collections::BTreeMap<u64, Result<u64, String>> = [
         (1, Ok(0)),
@@ -347,17 +224,10 @@ async fn bad_appends_in_a_pipeline_fail_alone_and_their_stream_waits_to_be_resum
 async fn bad_reads_and_lookups_are_refused_by_name() {
     let cluster = LocalCluster::start(Settings::default()).await;
     let mut store = cluster.nodes[1].store();
-    let answer = store
-        .append(append_of(vec![event(1), event(2)]))
-        .await
-        .unwrap()
-        .into_inner();
+    let answer = store.append(append_of(vec![event(1), event(2)])).await.unwrap().into_inner();
 
     for stream in ["", "a\u{1}", &"n".repeat(1_025)] {
-        let lookup = LookupRequest {
-            stream: stream.into(),
-            ..LookupRequest::default()
-        };
+        let lookup = LookupRequest { stream: stream.into(), ..LookupRequest::default() };
         let status = store.lookup(lookup).await.unwrap_err();
         assert_refused(
             "a lookup",
@@ -366,18 +236,9 @@ async fn bad_reads_and_lookups_are_refused_by_name() {
             "INVALID_STREAM_NAME",
             &["field"],
         );
-        let read = ReadRequest {
-            stream: stream.into(),
-            ..ReadRequest::default()
-        };
+        let read = ReadRequest { stream: stream.into(), ..ReadRequest::default() };
         let status = read_count(&mut store, read).await.unwrap_err();
-        assert_refused(
-            "a read",
-            &status,
-            Code::InvalidArgument,
-            "INVALID_STREAM_NAME",
-            &["field"],
-        );
+        assert_refused("a read", &status, Code::InvalidArgument, "INVALID_STREAM_NAME", &["field"]);
     }
 
     let lookup = |min_position: u64, consistency: i32| LookupRequest {
@@ -403,31 +264,18 @@ async fn bad_reads_and_lookups_are_refused_by_name() {
         &["field"],
     );
     let status = store.lookup(lookup(u64::MAX, 0)).await.unwrap_err();
-    assert_eq!(
-        status.code(),
-        Code::InvalidArgument,
-        "a position over 63 bits: {status}"
-    );
+    assert_eq!(status.code(), Code::InvalidArgument, "a position over 63 bits: {status}");
 
     // A position that is not there yet: the call ends at its deadline.
     let future = answer.last_position + (1 << 30);
     let short = Duration::from_millis(700);
-    let status = within(store.lookup(timed(lookup(future, 3), short)), CALL_MAX)
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled),
-        "{status}"
-    );
+    let status = within(store.lookup(timed(lookup(future, 3), short)), CALL_MAX).await.unwrap_err();
+    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status}");
 
     // Beyond the end there is nothing, which is no error.
-    for (from, backwards, count) in [
-        (2, false, 0),
-        (u64::MAX, false, 0),
-        (u64::MAX, true, 2),
-        (1, true, 2),
-        (0, true, 1),
-    ] {
+    for (from, backwards, count) in
+        [(2, false, 0), (u64::MAX, false, 0), (u64::MAX, true, 2), (1, true, 2), (0, true, 1)]
+    {
         let read = ReadRequest {
             stream: STREAM.into(),
             from_revision: Some(from),
@@ -437,10 +285,7 @@ async fn bad_reads_and_lookups_are_refused_by_name() {
         let seen = read_count(&mut store, read).await.unwrap();
         assert_eq!(seen, count, "from {from}, backwards: {backwards}");
     }
-    let list = ListStreamsRequest {
-        partition: Some(4_000),
-        ..ListStreamsRequest::default()
-    };
+    let list = ListStreamsRequest { partition: Some(4_000), ..ListStreamsRequest::default() };
     let status = match store.list_streams(list).await {
         Ok(pages) => pages.into_inner().message().await.unwrap_err(),
         Err(status) => status,
@@ -469,27 +314,15 @@ async fn a_deadline_of_zero_ends_at_once_and_the_next_call_works() {
     let cluster = LocalCluster::start(Settings::default()).await;
     for node in &cluster.nodes {
         let mut store = node.store();
-        let status = within(
-            store.append(timed(append_of(vec![event(1)]), Duration::ZERO)),
-            CALL_MAX,
-        )
-        .await
-        .unwrap_err();
-        assert!(
-            matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled),
-            "{status}"
-        );
-        let lookup = LookupRequest {
-            stream: STREAM.into(),
-            ..LookupRequest::default()
-        };
-        let status = within(store.lookup(timed(lookup, Duration::ZERO)), CALL_MAX)
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled),
-            "{status}"
-        );
+        let status =
+            within(store.append(timed(append_of(vec![event(1)]), Duration::ZERO)), CALL_MAX)
+                .await
+                .unwrap_err();
+        assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status}");
+        let lookup = LookupRequest { stream: STREAM.into(), ..LookupRequest::default() };
+        let status =
+            within(store.lookup(timed(lookup, Duration::ZERO)), CALL_MAX).await.unwrap_err();
+        assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status}");
         // The same ids: whether the first attempt was stored or not, this is the first event.
         assert_eq!(append(&store, append_of(vec![event(1)])).await.unwrap(), 0);
     }
@@ -503,17 +336,11 @@ async fn a_position_far_ahead_of_the_clock_is_not_followed() {
     let hour_ms = 3_600_000_u64;
     let first = append(&store, append_of(vec![event(1)])).await.unwrap();
     assert_eq!(first, 0);
-    let read = ReadRequest {
-        stream: STREAM.into(),
-        ..ReadRequest::default()
-    };
+    let read = ReadRequest { stream: STREAM.into(), ..ReadRequest::default() };
     let mut pages = store.clone().read(read).await.unwrap().into_inner();
     let position = pages.message().await.unwrap().unwrap().events[0].position;
     for ahead in [position + (hour_ms << 21), u64::MAX] {
-        let request = AppendRequest {
-            after_position: ahead,
-            ..append_of(vec![event(2)])
-        };
+        let request = AppendRequest { after_position: ahead, ..append_of(vec![event(2)]) };
         let status = append(&store, request).await.unwrap_err();
         assert!(!reason(&status).is_empty(), "{status:?}");
     }
@@ -535,67 +362,19 @@ async fn a_bad_or_a_second_bootstrap_is_refused_by_name() {
         initial_members: 3,
         ..BootstrapRequest::default()
     };
-    assert_eq!(
-        bootstrap(again.clone()).await.unwrap().cluster_id,
-        cluster.cluster_id
-    );
-    let other = BootstrapRequest {
-        cluster_id: uuid::Uuid::new_v4().to_string(),
-        ..again.clone()
-    };
+    assert_eq!(bootstrap(again.clone()).await.unwrap().cluster_id, cluster.cluster_id);
+    let other = BootstrapRequest { cluster_id: uuid::Uuid::new_v4().to_string(), ..again.clone() };
     let status = bootstrap(other).await.unwrap_err();
-    assert_refused(
-        "another id",
-        &status,
-        Code::FailedPrecondition,
-        "ALREADY_BOOTSTRAPPED",
-        &[],
-    );
+    assert_refused("another id", &status, Code::FailedPrecondition, "ALREADY_BOOTSTRAPPED", &[]);
     for (what, request) in [
-        (
-            "no UUID",
-            BootstrapRequest {
-                cluster_id: "mine".into(),
-                ..again.clone()
-            },
-        ),
-        (
-            "three partitions",
-            BootstrapRequest {
-                partitions: 3,
-                ..again.clone()
-            },
-        ),
-        (
-            "2,048 partitions",
-            BootstrapRequest {
-                partitions: 2_048,
-                ..again.clone()
-            },
-        ),
-        (
-            "two replicas",
-            BootstrapRequest {
-                replication_factor: 2,
-                ..again.clone()
-            },
-        ),
-        (
-            "an unknown reducer",
-            BootstrapRequest {
-                default_reducer: 77,
-                ..again.clone()
-            },
-        ),
+        ("no UUID", BootstrapRequest { cluster_id: "mine".into(), ..again.clone() }),
+        ("three partitions", BootstrapRequest { partitions: 3, ..again.clone() }),
+        ("2,048 partitions", BootstrapRequest { partitions: 2_048, ..again.clone() }),
+        ("two replicas", BootstrapRequest { replication_factor: 2, ..again.clone() }),
+        ("an unknown reducer", BootstrapRequest { default_reducer: 77, ..again.clone() }),
     ] {
         let status = bootstrap(request).await.expect_err(what);
-        assert_refused(
-            what,
-            &status,
-            Code::InvalidArgument,
-            "INVALID_ARGUMENT",
-            &["field"],
-        );
+        assert_refused(what, &status, Code::InvalidArgument, "INVALID_ARGUMENT", &["field"]);
     }
     cluster.assert_no_panic();
 }
@@ -608,11 +387,7 @@ async fn random_bytes_on_every_port_do_no_harm() {
     let cluster = LocalCluster::start(Settings::default()).await;
     let store = cluster.nodes[0].store();
     append(&store, append_of(vec![event(1)])).await.unwrap();
-    let ports: Vec<u16> = cluster
-        .nodes
-        .iter()
-        .flat_map(|n| [n.client_port, n.peer_port])
-        .collect();
+    let ports: Vec<u16> = cluster.nodes.iter().flat_map(|n| [n.client_port, n.peer_port]).collect();
     let mut half_open = Vec::new();
     let mut rng = StdRng::seed_from_u64(5);
     for port in ports {
@@ -631,9 +406,7 @@ async fn random_bytes_on_every_port_do_no_harm() {
             let Ok(mut connection) = TcpStream::connect(("127.0.0.1", port)) else {
                 panic!("port {port} no longer listens");
             };
-            connection
-                .set_read_timeout(Some(Duration::from_millis(5)))
-                .unwrap();
+            connection.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
             let _ = connection.write_all(&message);
             let _ = connection.read(&mut [0; 512]);
             if i % 10 == 0 {
@@ -643,16 +416,9 @@ async fn random_bytes_on_every_port_do_no_harm() {
     }
     for i in 0..cluster.nodes.len() {
         let node = &cluster.nodes[i];
+        assert_eq!(append(&node.store(), append_of(vec![event(1)])).await.unwrap(), 0);
         assert_eq!(
-            append(&node.store(), append_of(vec![event(1)]))
-                .await
-                .unwrap(),
-            0
-        );
-        assert_eq!(
-            append(&node.store(), append_of(vec![event(10 + i as u128)]))
-                .await
-                .unwrap(),
+            append(&node.store(), append_of(vec![event(10 + i as u128)])).await.unwrap(),
             1 + i as u64
         );
     }

@@ -53,10 +53,7 @@ fn finds(
             "seed {seed}: {kind:?} was planted, found: {found:#?}"
         );
     }
-    assert!(
-        places >= places_min,
-        "only {places} histories had a place for it"
-    );
+    assert!(places >= places_min, "only {places} histories had a place for it");
 }
 
 const MOST: u64 = SEEDS * 3 / 4;
@@ -72,11 +69,9 @@ fn is_acknowledged(a: &Append) -> bool {
 
 fn revisions(a: &Append) -> (u64, u64) {
     match a.outcome {
-        AppendOutcome::Acknowledged {
-            first_revision,
-            last_revision,
-            ..
-        } => (first_revision, last_revision),
+        AppendOutcome::Acknowledged { first_revision, last_revision, .. } => {
+            (first_revision, last_revision)
+        }
         _ => panic!("not acknowledged"),
     }
 }
@@ -107,11 +102,7 @@ fn any_log<'a>(
     rng: &mut StdRng,
     events_min: usize,
 ) -> Option<&'a mut Vec<SeenEvent>> {
-    let all = log
-        .streams
-        .values_mut()
-        .filter(|l| l.len() >= events_min)
-        .collect();
+    let all = log.streams.values_mut().filter(|l| l.len() >= events_min).collect();
     pick(rng, all)
 }
 
@@ -167,9 +158,7 @@ fn a_lost_last_event_is_found() {
             return false;
         };
         let last = log.pop().unwrap();
-        h.appends
-            .iter()
-            .any(|a| is_acknowledged(a) && a.events.iter().any(|e| e.id == last.id))
+        h.appends.iter().any(|a| is_acknowledged(a) && a.events.iter().any(|e| e.id == last.id))
     });
 }
 
@@ -201,9 +190,8 @@ fn a_doubled_event_is_found() {
 #[test]
 fn events_in_another_order_are_found() {
     finds(Kind::WrongRevision, 40, |h, l, rng| {
-        let pairs: Vec<usize> = (0..h.appends.len())
-            .filter(|i| is_acknowledged(&h.appends[*i]))
-            .collect();
+        let pairs: Vec<usize> =
+            (0..h.appends.len()).filter(|i| is_acknowledged(&h.appends[*i])).collect();
         let Some(i) = pick(rng, pairs) else {
             return false;
         };
@@ -267,9 +255,7 @@ fn half_an_append_is_found() {
             return false;
         };
         let last = log.pop().unwrap();
-        h.appends
-            .iter()
-            .any(|a| a.events.len() > 1 && a.events.iter().any(|e| e.id == last.id))
+        h.appends.iter().any(|a| a.events.len() > 1 && a.events.iter().any(|e| e.id == last.id))
     });
 }
 
@@ -301,11 +287,8 @@ fn an_answer_with_another_revision_is_found() {
         let Some(i) = acknowledged(h, rng) else {
             return false;
         };
-        if let AppendOutcome::Acknowledged {
-            first_revision,
-            last_revision,
-            ..
-        } = &mut h.appends[i].outcome
+        if let AppendOutcome::Acknowledged { first_revision, last_revision, .. } =
+            &mut h.appends[i].outcome
         {
             *first_revision += 1;
             *last_revision += 1;
@@ -357,11 +340,8 @@ fn positions_that_fall_are_found() {
 #[test]
 fn a_position_used_by_two_streams_is_found() {
     finds(Kind::PositionOrder, MOST, |_, l, _| {
-        let mut logs = l
-            .streams
-            .iter_mut()
-            .filter(|(name, _)| !name.starts_with("last"))
-            .map(|(_, log)| log);
+        let mut logs =
+            l.streams.iter_mut().filter(|(name, _)| !name.starts_with("last")).map(|(_, log)| log);
         let (Some(a), Some(b)) = (logs.next(), logs.next()) else {
             return false;
         };
@@ -388,10 +368,7 @@ fn a_refused_append_that_is_stored_is_found() {
         let Some(i) = pick(rng, sent_once(h)) else {
             return false;
         };
-        h.appends[i].outcome = AppendOutcome::Refused {
-            reason: "OVERLOADED".into(),
-            actual: None,
-        };
+        h.appends[i].outcome = AppendOutcome::Refused { reason: "OVERLOADED".into(), actual: None };
         true
     });
 }
@@ -403,14 +380,9 @@ fn a_refused_retry_of_an_acknowledged_append_is_found() {
             return false;
         };
         let mut retry = h.appends[i].clone();
-        retry.span = Span {
-            start_ns: retry.span.end_ns + 1,
-            end_ns: retry.span.end_ns + 2,
-        };
-        retry.outcome = AppendOutcome::Refused {
-            reason: "WRONG_EXPECTED_REVISION".into(),
-            actual: None,
-        };
+        retry.span = Span { start_ns: retry.span.end_ns + 1, end_ns: retry.span.end_ns + 2 };
+        retry.outcome =
+            AppendOutcome::Refused { reason: "WRONG_EXPECTED_REVISION".into(), actual: None };
         h.appends.push(retry);
         true
     });
@@ -424,11 +396,7 @@ fn a_refusal_without_a_cause_is_found() {
         };
         let mut refused = h.appends[i].clone();
         let last = l.streams[&refused.stream].len() as u64 - 1;
-        refused.events = [Event {
-            id: rng.random(),
-            data: Bytes::from_static(b"{}"),
-        }]
-        .into();
+        refused.events = [Event { id: rng.random(), data: Bytes::from_static(b"{}") }].into();
         refused.expected = Expected::Exact(last);
         refused.span = after_all(h);
         refused.outcome = AppendOutcome::Refused {
@@ -447,17 +415,11 @@ fn a_refusal_that_names_a_revision_of_long_ago_is_found() {
             return false;
         };
         let mut refused = h.appends[i].clone();
-        refused.events = [Event {
-            id: rng.random(),
-            data: Bytes::from_static(b"{}"),
-        }]
-        .into();
+        refused.events = [Event { id: rng.random(), data: Bytes::from_static(b"{}") }].into();
         refused.expected = Expected::Exact(7_000);
         refused.span = after_all(h);
-        refused.outcome = AppendOutcome::Refused {
-            reason: "WRONG_EXPECTED_REVISION".into(),
-            actual: Some(None),
-        };
+        refused.outcome =
+            AppendOutcome::Refused { reason: "WRONG_EXPECTED_REVISION".into(), actual: Some(None) };
         h.appends.push(refused);
         true
     });
@@ -465,14 +427,8 @@ fn a_refusal_that_names_a_revision_of_long_ago_is_found() {
 
 fn after_all(h: &History) -> Span {
     let end = h.appends.iter().map(|a| a.span.end_ns);
-    let last = end
-        .chain(h.lookups.iter().map(|l| l.span.end_ns))
-        .max()
-        .unwrap_or(0);
-    Span {
-        start_ns: last + 10,
-        end_ns: last + 20,
-    }
+    let last = end.chain(h.lookups.iter().map(|l| l.span.end_ns)).max().unwrap_or(0);
+    Span { start_ns: last + 10, end_ns: last + 20 }
 }
 
 #[test]
@@ -501,10 +457,8 @@ fn two_winners_of_one_revision_are_found() {
 #[test]
 fn two_creations_of_one_stream_are_found() {
     finds(Kind::ExpectedNotMet, MOST, |h, _, rng| {
-        let later: Vec<usize> = sent_once(h)
-            .into_iter()
-            .filter(|i| revisions(&h.appends[*i]).0 > 0)
-            .collect();
+        let later: Vec<usize> =
+            sent_once(h).into_iter().filter(|i| revisions(&h.appends[*i]).0 > 0).collect();
         let Some(i) = pick(rng, later) else {
             return false;
         };
@@ -529,10 +483,7 @@ fn an_append_before_one_that_had_ended_is_found() {
             return false;
         };
         let end = h.appends[b].span.end_ns;
-        h.appends[a].span = Span {
-            start_ns: end + 1,
-            end_ns: end + 2,
-        };
+        h.appends[a].span = Span { start_ns: end + 1, end_ns: end + 2 };
         true
     });
 }
@@ -542,18 +493,11 @@ fn positions_against_real_time_across_streams_are_found() {
     let append = |stream: &str, id, position, start_ns| Append {
         client: 0,
         stream: stream.into(),
-        events: [Event {
-            id,
-            data: Bytes::from_static(b"{}"),
-        }]
-        .into(),
+        events: [Event { id, data: Bytes::from_static(b"{}") }].into(),
         expected: Expected::Any,
         after_position: 0,
         pipeline: None,
-        span: Span {
-            start_ns,
-            end_ns: start_ns + 5,
-        },
+        span: Span { start_ns, end_ns: start_ns + 5 },
         outcome: AppendOutcome::Acknowledged {
             first_revision: 0,
             last_revision: 0,
@@ -569,22 +513,15 @@ fn positions_against_real_time_across_streams_are_found() {
     let log = |first, second| FinalLog {
         streams: [("a-1", 1, first), ("b-1", 2, second)]
             .map(|(stream, id, position)| {
-                let event = SeenEvent {
-                    revision: 0,
-                    position,
-                    id,
-                    data: Bytes::from_static(b"{}"),
-                };
+                let event =
+                    SeenEvent { revision: 0, position, id, data: Bytes::from_static(b"{}") };
                 (stream.into(), vec![event])
             })
             .into(),
     };
     assert!(check(&history(1024, 2048), &log(1024, 2048), &reducers()).is_empty());
     let found = check(&history(2048, 1024), &log(2048, 1024), &reducers());
-    assert!(
-        found.iter().any(|v| v.kind == Kind::RealTimeOrder),
-        "{found:?}"
-    );
+    assert!(found.iter().any(|v| v.kind == Kind::RealTimeOrder), "{found:?}");
 }
 
 #[test]
@@ -623,18 +560,11 @@ fn a_pipeline_that_goes_on_after_a_failure_is_found() {
         let (pipeline, sequence) = later.pipeline.unwrap();
         // One sent before it on the same call, which failed.
         let before = sequence.saturating_sub(1);
-        if h.appends
-            .iter()
-            .any(|a| a.pipeline == Some((pipeline, before)) || sequence == 0)
-        {
+        if h.appends.iter().any(|a| a.pipeline == Some((pipeline, before)) || sequence == 0) {
             return false;
         }
         h.appends.push(Append {
-            events: [Event {
-                id: rng.random(),
-                data: Bytes::from_static(b"{}"),
-            }]
-            .into(),
+            events: [Event { id: rng.random(), data: Bytes::from_static(b"{}") }].into(),
             pipeline: Some((pipeline, before)),
             outcome: AppendOutcome::Unknown { why: "lost".into() },
             ..later
@@ -660,14 +590,9 @@ fn a_position_not_above_the_one_sent_along_is_found() {
 
 /// A fresh lookup, and the length before an append that had been acknowledged when it began.
 fn lookup_after_append(h: &History, rng: &mut StdRng, lease: bool) -> Option<(usize, u64)> {
-    let wanted = if lease {
-        Consistency::Lease
-    } else {
-        Consistency::Linearizable
-    };
-    let pairs = (0..h.lookups.len())
-        .filter(|l| h.lookups[*l].consistency == wanted)
-        .flat_map(|l| {
+    let wanted = if lease { Consistency::Lease } else { Consistency::Linearizable };
+    let pairs =
+        (0..h.lookups.len()).filter(|l| h.lookups[*l].consistency == wanted).flat_map(|l| {
             h.appends.iter().filter_map(move |a| {
                 let lookup = &h.lookups[l];
                 (is_acknowledged(a)
@@ -850,12 +775,8 @@ fn a_lookup_beyond_the_log_is_found() {
 // ---- reads
 
 fn read_with_events(h: &History, rng: &mut StdRng, events_min: usize) -> Option<usize> {
-    let all = (0..h.reads.len()).filter(|i| {
-        h.reads[*i]
-            .seen
-            .as_ref()
-            .is_some_and(|s| s.len() >= events_min)
-    });
+    let all = (0..h.reads.len())
+        .filter(|i| h.reads[*i].seen.as_ref().is_some_and(|s| s.len() >= events_min));
     pick(rng, all.collect())
 }
 

@@ -1,11 +1,6 @@
 //! A log that lost its end, or is not what was written: that node's replicas close and say so, and
 //! the others go on.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stderr
-)] // tests
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // tests
 
 use std::path::Path;
 use std::time::Duration;
@@ -26,10 +21,7 @@ const NOTICED_MAX: Duration = Duration::from_secs(30);
 async fn damaged(seed: u64, yesterday: bool, damage: impl FnOnce(&Path)) {
     let mut cluster = LocalCluster::start(Settings::default()).await;
     let clock = Clock::new();
-    let load = Load {
-        seed,
-        ..Load::default()
-    };
+    let load = Load { seed, ..Load::default() };
     let running = load::start(&cluster, clock, &load);
     running.progress(150, PROGRESS_MAX).await;
     let data = cluster.nodes[VICTIM].data_dir.clone();
@@ -54,10 +46,7 @@ async fn damaged(seed: u64, yesterday: bool, damage: impl FnOnce(&Path)) {
     cluster.start_node(VICTIM);
 
     let status = eventually("the damage is reported", NOTICED_MAX, || async {
-        let status = cluster.nodes[VICTIM]
-            .status()
-            .await
-            .map_err(|s| s.to_string())?;
+        let status = cluster.nodes[VICTIM].status().await.map_err(|s| s.to_string())?;
         let closed = status
             .replicas
             .iter()
@@ -72,10 +61,7 @@ async fn damaged(seed: u64, yesterday: bool, damage: impl FnOnce(&Path)) {
     eprintln!("reported: {}", status.lost_reason);
 
     // The cluster goes on without it, and what is asked of it is answered by others or not at all.
-    let load = Load {
-        seed: seed + 1,
-        ..load
-    };
+    let load = Load { seed: seed + 1, ..load };
     let running = load::start(&cluster, clock, &load);
     running.progress(150, PROGRESS_MAX).await;
     history.merge(running.stop().await);
@@ -134,10 +120,7 @@ async fn a_log_that_is_gone_is_noticed() {
 async fn an_undamaged_log_is_not_taken_for_a_damaged_one() {
     let mut cluster = LocalCluster::start(Settings::default()).await;
     let clock = Clock::new();
-    let load = Load {
-        seed: 49,
-        ..Load::default()
-    };
+    let load = Load { seed: 49, ..Load::default() };
     let running = load::start(&cluster, clock, &load);
     for _ in 0..3 {
         running.progress(50, PROGRESS_MAX).await;

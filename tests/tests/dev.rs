@@ -1,10 +1,5 @@
 //! `ringfold dev`: nodes that come and go with it, and are found again on the same folder.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stderr
-)] // tests
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // tests
 
 use std::fs;
 use std::net::TcpListener;
@@ -28,10 +23,7 @@ impl Dev {
     fn new(name: &str) -> Self {
         let data = scratch().join(format!("dev-{name}"));
         let _ = fs::remove_dir_all(&data);
-        Self {
-            data,
-            port: base_port(),
-        }
+        Self { data, port: base_port() }
     }
 
     fn command(&self, command: &[&str]) -> Command {
@@ -116,20 +108,14 @@ fn processes_of(data: &Path) -> Vec<i32> {
 async fn gone(data: &Path) {
     eventually("all processes of the folder are gone", END_MAX, || async {
         let left = processes_of(data);
-        if left.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("{left:?}"))
-        }
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     })
     .await;
 }
 
 async fn cli(dev: &Dev, args: &[&str]) -> Output {
     let mut command = Command::new(binary("ringfold", "RINGFOLD_BIN"));
-    command
-        .args(args)
-        .env("RINGFOLD_ENDPOINTS", dev.endpoints());
+    command.args(args).env("RINGFOLD_ENDPOINTS", dev.endpoints());
     output(command).await
 }
 
@@ -149,16 +135,11 @@ async fn dev_ends_with_the_exit_code_of_its_command() {
 async fn dev_tells_its_command_where_the_nodes_are() {
     let _turn = Turn::take().await;
     let dev = Dev::new("endpoints");
-    let out = dev
-        .run(&["sh", "-c", "echo ENDPOINTS=$RINGFOLD_ENDPOINTS"])
-        .await;
+    let out = dev.run(&["sh", "-c", "echo ENDPOINTS=$RINGFOLD_ENDPOINTS"]).await;
     let told = text(&out);
     for i in 0..3 {
         let url = format!("127.0.0.1:{}", dev.port + 10 * i);
-        let line = told
-            .lines()
-            .find(|l| l.contains("ENDPOINTS="))
-            .expect(&told);
+        let line = told.lines().find(|l| l.contains("ENDPOINTS=")).expect(&told);
         assert!(line.contains(&url), "{told}");
     }
 }
@@ -172,21 +153,11 @@ async fn dev_goes_on_where_it_was_on_the_same_folder() {
     for (n, field) in ["a", "b"].iter().enumerate() {
         let data = format!("{{\"{field}\":{n}}}");
         let out = dev
-            .run(&[
-                ringfold,
-                "append",
-                "customer-42",
-                "--type",
-                "Changed",
-                "--data",
-                &data,
-            ])
+            .run(&[ringfold, "append", "customer-42", "--type", "Changed", "--data", &data])
             .await;
         assert!(out.status.success(), "{}", text(&out));
     }
-    let out = dev
-        .run(&[ringfold, "lookup", "customer-42", "-o", "json"])
-        .await;
+    let out = dev.run(&[ringfold, "lookup", "customer-42", "-o", "json"]).await;
     let told = text(&out);
     assert!(out.status.success(), "{told}");
     let line = String::from_utf8_lossy(&out.stdout)
@@ -222,10 +193,7 @@ async fn dev_ends_its_nodes_when_it_is_asked_to_end() {
         serving(&dev).await;
         signal(&child, sent);
         let status = wait_exit(&mut child, END_MAX).await.expect("it ends");
-        assert!(
-            status.code().is_some(),
-            "by itself, not by a signal: {status:?}"
-        );
+        assert!(status.code().is_some(), "by itself, not by a signal: {status:?}");
         gone(&dev.data).await;
     }
 }
@@ -252,16 +220,8 @@ async fn dev_without_a_folder_leaves_none_behind() {
 
 async fn serving(dev: &Dev) {
     eventually("dev serves", RUN_MAX, || async {
-        let out = cli(
-            dev,
-            &["append", "customer-1", "--type", "T", "--data", "{}"],
-        )
-        .await;
-        if out.status.success() {
-            Ok(())
-        } else {
-            Err(text(&out))
-        }
+        let out = cli(dev, &["append", "customer-1", "--type", "T", "--data", "{}"]).await;
+        if out.status.success() { Ok(()) } else { Err(text(&out)) }
     })
     .await;
 }

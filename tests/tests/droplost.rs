@@ -69,11 +69,7 @@ impl Bench {
             .expect("a C compiler: apt-get install gcc");
         assert!(built.success());
         let shim = Shim::new(&root.join("data"), &root.join("shadow"));
-        Self {
-            root,
-            program,
-            shim,
-        }
+        Self { root, program, shim }
     }
 
     fn data(&self) -> PathBuf {
@@ -135,10 +131,8 @@ fn collect(root: &Path, dir: &Path, files: &mut BTreeMap<String, String>) {
 fn expect(name: &str, steps: &str, left: &[(&str, &str)]) {
     let bench = Bench::new(name);
     bench.run(steps);
-    let left: BTreeMap<String, String> = left
-        .iter()
-        .map(|(n, c)| (n.to_string(), c.to_string()))
-        .collect();
+    let left: BTreeMap<String, String> =
+        left.iter().map(|(n, c)| (n.to_string(), c.to_string())).collect();
     assert_eq!(bench.after_loss(), left, "after: {steps}");
 }
 
@@ -149,11 +143,7 @@ fn what_was_synced_stays() {
 
 #[test]
 fn what_was_written_after_the_sync_is_gone() {
-    expect(
-        "after",
-        "open a write one sync syncdir . write two pwrite 0 X",
-        &[("a", "one")],
-    );
+    expect("after", "open a write one sync syncdir . write two pwrite 0 X", &[("a", "one")]);
 }
 
 #[test]
@@ -169,11 +159,7 @@ fn a_file_whose_directory_was_not_synced_is_gone() {
 #[test]
 fn a_file_in_a_new_directory_needs_both_directories_synced() {
     expect("nested", "mkdir d open d/a write one sync syncdir d", &[]);
-    expect(
-        "nested-both",
-        "mkdir d open d/a write one sync syncdir d syncdir .",
-        &[("d/a", "one")],
-    );
+    expect("nested-both", "mkdir d open d/a write one sync syncdir d syncdir .", &[("d/a", "one")]);
 }
 
 #[test]
@@ -201,16 +187,8 @@ fn a_rename_of_content_that_was_not_synced_leaves_an_empty_file() {
 
 #[test]
 fn a_removed_file_is_back_until_its_directory_is_synced() {
-    expect(
-        "unlink",
-        "open a write one sync syncdir . unlink a",
-        &[("a", "one")],
-    );
-    expect(
-        "unlink-synced",
-        "open a write one sync syncdir . unlink a syncdir .",
-        &[],
-    );
+    expect("unlink", "open a write one sync syncdir . unlink a", &[("a", "one")]);
+    expect("unlink-synced", "open a write one sync syncdir . unlink a syncdir .", &[]);
 }
 
 #[test]
@@ -248,21 +226,13 @@ fn a_range_sync_promises_nothing() {
 
 #[test]
 fn truncation_is_undone_until_it_is_synced() {
-    expect(
-        "truncate",
-        "open a write abcdef sync syncdir . size 2",
-        &[("a", "abcdef")],
-    );
+    expect("truncate", "open a write abcdef sync syncdir . size 2", &[("a", "abcdef")]);
     expect(
         "truncate-synced",
         "open a write abcdef sync syncdir . size 2 size 4 sync",
         &[("a", "ab\0\0")],
     );
-    expect(
-        "trunc-open",
-        "open a write abcdef sync syncdir . trunc a write xy",
-        &[("a", "abcdef")],
-    );
+    expect("trunc-open", "open a write abcdef sync syncdir . trunc a write xy", &[("a", "abcdef")]);
     expect(
         "trunc-open-synced",
         "open a write abcdef sync syncdir . trunc a write xy sync",
@@ -311,13 +281,7 @@ fn a_second_life_after_the_loss_is_followed_too() {
 fn what_was_lost_is_counted() {
     let bench = Bench::new("counted");
     bench.run("open a write one sync syncdir . write two open b write three sync");
-    assert_eq!(
-        bench.shim.drop_unsynced(Survivors::None),
-        Loss {
-            files_gone: 1,
-            files_older: 1
-        }
-    );
+    assert_eq!(bench.shim.drop_unsynced(Survivors::None), Loss { files_gone: 1, files_older: 1 });
 }
 
 #[test]
@@ -329,10 +293,7 @@ fn at_random_each_file_has_its_synced_or_its_last_content() {
         bench.shim.drop_unsynced(Survivors::Random { seed });
         seen.insert(bench.files()["a"].clone());
     }
-    assert_eq!(
-        seen.into_iter().collect::<Vec<_>>(),
-        ["one".to_string(), "onetwo".to_string()]
-    );
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["one".to_string(), "onetwo".to_string()]);
 }
 
 #[test]

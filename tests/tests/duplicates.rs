@@ -16,11 +16,7 @@ use tonic::Code;
 const CALL_MAX: Duration = Duration::from_secs(10);
 
 fn events(ids: std::ops::Range<u128>) -> Vec<Event> {
-    ids.map(|id| Event {
-        id,
-        data: Bytes::from(format!("{{\"n\":{id}}}")),
-    })
-    .collect()
+    ids.map(|id| Event { id, data: Bytes::from(format!("{{\"n\":{id}}}")) }).collect()
 }
 
 async fn append(
@@ -34,10 +30,7 @@ async fn append(
 
 async fn length(cluster: &LocalCluster, stream: &str) -> usize {
     let mut store = cluster.nodes[0].store();
-    let request = ReadRequest {
-        stream: stream.into(),
-        ..ReadRequest::default()
-    };
+    let request = ReadRequest { stream: stream.into(), ..ReadRequest::default() };
     let mut pages = store.read(request).await.unwrap().into_inner();
     let mut count = 0;
     while let Some(page) = pages.message().await.unwrap() {
@@ -87,12 +80,8 @@ async fn the_same_append_many_times_at_once_is_stored_once() {
     let cluster = LocalCluster::start(Settings::default()).await;
     for round in 0..10u128 {
         let stream = format!("order-{round}");
-        let request = append_request(
-            &stream,
-            &events(100 * round..100 * round + 2),
-            Expected::NoStream,
-            0,
-        );
+        let request =
+            append_request(&stream, &events(100 * round..100 * round + 2), Expected::NoStream, 0);
         let mut calls = JoinSet::new();
         for i in 0..24 {
             let mut store = cluster.nodes[i % 3].store();
@@ -113,23 +102,14 @@ async fn the_same_append_many_times_at_once_is_stored_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_append_twice_within_one_packed_entry_is_stored_once() {
-    let cluster = LocalCluster::start(Settings {
-        partitions: 1,
-        ..Settings::default()
-    })
-    .await;
+    let cluster = LocalCluster::start(Settings { partitions: 1, ..Settings::default() }).await;
     // Pipelined, so that neighbours share an entry; each append is sent three times in a row.
     const APPENDS: u64 = 200;
     let requests = (0..3 * APPENDS).map(|i| {
         let n = u128::from(i / 3);
         AppendStreamRequest {
             sequence: i,
-            append: Some(append_request(
-                "order-1",
-                &events(10 * n..10 * n + 2),
-                Expected::Any,
-                0,
-            )),
+            append: Some(append_request("order-1", &events(10 * n..10 * n + 2), Expected::Any, 0)),
             resume: i == 0,
         }
     });
@@ -160,13 +140,7 @@ async fn the_same_append_twice_within_one_packed_entry_is_stored_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_id_with_other_content_or_in_other_company_is_a_conflict() {
     let cluster = LocalCluster::start(Settings::default()).await;
-    append(
-        &cluster,
-        0,
-        append_request("order-1", &events(0..3), Expected::Any, 0),
-    )
-    .await
-    .unwrap();
+    append(&cluster, 0, append_request("order-1", &events(0..3), Expected::Any, 0)).await.unwrap();
     let mut other = events(0..3);
     other[1].data = Bytes::from_static(b"{\"other\":true}");
     let conflicts = [
@@ -184,13 +158,9 @@ async fn an_id_with_other_content_or_in_other_company_is_a_conflict() {
         }),
     ];
     for (what, events) in conflicts {
-        let refused = append(
-            &cluster,
-            1,
-            append_request("order-1", &events, Expected::Any, 0),
-        )
-        .await
-        .expect_err(what);
+        let refused = append(&cluster, 1, append_request("order-1", &events, Expected::Any, 0))
+            .await
+            .expect_err(what);
         assert_eq!(
             (refused.code(), reason(&refused).as_str()),
             (Code::AlreadyExists, "EVENT_ID_CONFLICT"),
@@ -200,12 +170,6 @@ async fn an_id_with_other_content_or_in_other_company_is_a_conflict() {
     }
     assert_eq!(length(&cluster, "order-1").await, 3);
     // In another stream the same id is another event.
-    append(
-        &cluster,
-        2,
-        append_request("order-2", &events(0..3), Expected::Any, 0),
-    )
-    .await
-    .unwrap();
+    append(&cluster, 2, append_request("order-2", &events(0..3), Expected::Any, 0)).await.unwrap();
     cluster.assert_no_panic();
 }

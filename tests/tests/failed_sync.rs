@@ -14,16 +14,9 @@ const END_MAX: Duration = Duration::from_secs(20);
 const LOG_FAILED: i32 = 4;
 
 async fn fail_on(nodes: &[usize], seed: u64) {
-    let mut cluster = LocalCluster::start(Settings {
-        shim: true,
-        ..Settings::default()
-    })
-    .await;
+    let mut cluster = LocalCluster::start(Settings { shim: true, ..Settings::default() }).await;
     let clock = Clock::new();
-    let load = Load {
-        seed,
-        ..Load::default()
-    };
+    let load = Load { seed, ..Load::default() };
     let running = load::start(&cluster, clock, &load);
     running.progress(100, PROGRESS_MAX).await;
     for i in nodes {

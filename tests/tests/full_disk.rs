@@ -1,11 +1,6 @@
 //! A nearly full disk: appends are refused by name, reads go on, and it recovers once there is room.
 //! The small disk is an ext4 in a loop-mounted file, which needs root; elsewhere these tests say so.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stderr
-)] // tests
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // tests
 
 use std::time::Duration;
 
@@ -55,10 +50,7 @@ async fn a_nearly_full_disk_refuses_appends_by_name_and_goes_on_reading() {
     let store = cluster.nodes[0].store();
     let append = |id: u128| {
         let mut store = store.clone();
-        let event = Event {
-            id,
-            data: Bytes::from(format!("{{\"n\":{id}}}")),
-        };
+        let event = Event { id, data: Bytes::from(format!("{{\"n\":{id}}}")) };
         let request = append_request("order-1", &[event], Expected::Any, 0);
         async move { within(store.append(timed(request, CALL_MAX)), CALL_MAX).await }
     };
@@ -87,30 +79,16 @@ async fn a_nearly_full_disk_refuses_appends_by_name_and_goes_on_reading() {
         assert!(detail(&refused, field).is_some(), "no {field}: {refused:?}");
     }
     assert!(cluster.status(0).await.appends_refused);
-    let lookup = LookupRequest {
-        stream: "order-1".into(),
-        ..LookupRequest::default()
-    };
-    let state = store
-        .clone()
-        .lookup(lookup.clone())
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(
-        state.state.unwrap().revision,
-        u64::try_from(id).unwrap() - 1
-    );
+    let lookup = LookupRequest { stream: "order-1".into(), ..LookupRequest::default() };
+    let state = store.clone().lookup(lookup.clone()).await.unwrap().into_inner();
+    assert_eq!(state.state.unwrap().revision, u64::try_from(id).unwrap() - 1);
 
     // It starts and reads on such a disk, too.
     assert_eq!(cluster.stop(0).await, 0);
     cluster.start_node(0);
     cluster.wait_ready().await;
     let state = store.clone().lookup(lookup).await.unwrap().into_inner();
-    assert_eq!(
-        state.state.unwrap().revision,
-        u64::try_from(id).unwrap() - 1
-    );
+    assert_eq!(state.state.unwrap().revision, u64::try_from(id).unwrap() - 1);
 
     disk.clear();
     eventually("appends are taken again", NOTICED_MAX, || {
@@ -129,10 +107,7 @@ async fn a_disk_that_is_full_to_the_last_byte_loses_nothing() {
     };
     let mut cluster = LocalCluster::create(
         turn,
-        Settings {
-            data_dirs: vec![(2, disk.path().join("data"))],
-            ..Settings::default()
-        },
+        Settings { data_dirs: vec![(2, disk.path().join("data"))], ..Settings::default() },
     );
     for i in 0..3 {
         cluster.start_node(i);
@@ -140,10 +115,7 @@ async fn a_disk_that_is_full_to_the_last_byte_loses_nothing() {
     cluster.bootstrap(0).await;
     cluster.wait_ready().await;
     let clock = Clock::new();
-    let load = Load {
-        seed: 61,
-        ..Load::default()
-    };
+    let load = Load { seed: 61, ..Load::default() };
     let running = load::start(&cluster, clock, &load);
     running.progress(100, PROGRESS_MAX).await;
     // The node may end on this (its log cannot grow), or live on: the others take the appends.

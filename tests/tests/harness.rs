@@ -1,10 +1,5 @@
 //! The test support itself: what it starts ends with it, its disks fill up, its damage is damage.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stderr
-)] // tests
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // tests
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -29,19 +24,14 @@ async fn nodes_die_with_a_test_that_is_killed() {
         child.wait().unwrap();
     }
     let mut test = Command::new(std::env::current_exe().unwrap());
-    test.args([
-        "--exact",
-        "nodes_die_with_a_test_that_is_killed",
-        "--nocapture",
-    ])
-    .env(CHILD, "1")
-    .stdout(Stdio::null())
-    .stderr(Stdio::piped());
+    test.args(["--exact", "nodes_die_with_a_test_that_is_killed", "--nocapture"])
+        .env(CHILD, "1")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     let mut test = spawn(test).unwrap();
     let mut lines = BufReader::new(test.stderr.take().unwrap()).lines();
-    let pid: u32 = lines
-        .find_map(|l| l.unwrap().strip_prefix("pid=").map(|p| p.parse().unwrap()))
-        .unwrap();
+    let pid: u32 =
+        lines.find_map(|l| l.unwrap().strip_prefix("pid=").map(|p| p.parse().unwrap())).unwrap();
     std::thread::sleep(Duration::from_millis(300));
     assert!(
         Path::new(&format!("/proc/{pid}")).exists(),
@@ -52,11 +42,7 @@ async fn nodes_die_with_a_test_that_is_killed() {
     eventually("it dies with the test", Duration::from_secs(5), || async {
         let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         // A zombie, where nobody collects orphans, is dead as well.
-        if state.is_empty() || state.contains(") Z ") {
-            Ok(())
-        } else {
-            Err(state)
-        }
+        if state.is_empty() || state.contains(") Z ") { Ok(()) } else { Err(state) }
     })
     .await;
 }
@@ -95,9 +81,8 @@ fn ports_are_free_and_differ() {
 fn streams_spread_over_all_partitions() {
     assert_eq!(partition_of("customer-42", 1), 0);
     for partitions in [2, 4, 64] {
-        let hit: std::collections::BTreeSet<u32> = (0..2_000)
-            .map(|i| partition_of(&format!("customer-{i}"), partitions))
-            .collect();
+        let hit: std::collections::BTreeSet<u32> =
+            (0..2_000).map(|i| partition_of(&format!("customer-{i}"), partitions)).collect();
         assert_eq!(hit.len(), partitions as usize);
         assert!(hit.iter().all(|p| *p < partitions));
     }
@@ -137,9 +122,7 @@ fn damage_is_done_to_what_was_written_and_not_to_the_room_behind_it() {
     assert_eq!(disk::used_bytes(&path), 1_000);
     disk::flip_bit(&path, 0.5);
     let flipped = fs::read(&path).unwrap();
-    let differ: Vec<usize> = (0..content.len())
-        .filter(|i| flipped[*i] != content[*i])
-        .collect();
+    let differ: Vec<usize> = (0..content.len()).filter(|i| flipped[*i] != content[*i]).collect();
     assert_eq!(differ, [500]);
     disk::cut_end(&path, 300);
     assert_eq!(fs::read(&path).unwrap(), &flipped[..700]);

@@ -1,11 +1,6 @@
 //! What idle nodes cost. A report: figures are asserted nowhere, for they depend on the machine; what
 //! is checked is that the nodes serve, idle, and that nothing of theirs is missing in the report.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stderr
-)] // tests
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // tests
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -29,12 +24,8 @@ fn cost(pid: u32) -> Cost {
         .map(|f| f.trim().parse().unwrap_or(0))
         .collect();
     // SAFETY: sysconf has no preconditions.
-    let (tick, page) = unsafe {
-        (
-            libc::sysconf(libc::_SC_CLK_TCK),
-            libc::sysconf(libc::_SC_PAGESIZE),
-        )
-    };
+    let (tick, page) =
+        unsafe { (libc::sysconf(libc::_SC_CLK_TCK), libc::sysconf(libc::_SC_PAGESIZE)) };
     Cost {
         cpu: Duration::from_secs_f64((fields[11] + fields[12]) as f64 / tick as f64),
         resident_bytes: fields[21] * page as u64,
@@ -44,11 +35,8 @@ fn cost(pid: u32) -> Cost {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_nodes_serve_and_their_cost_is_reported() {
     let started_at = Instant::now();
-    let cluster = LocalCluster::start(Settings {
-        partitions: PARTITIONS,
-        ..Settings::default()
-    })
-    .await;
+    let cluster =
+        LocalCluster::start(Settings { partitions: PARTITIONS, ..Settings::default() }).await;
     let serving_after = started_at.elapsed();
     let pids: Vec<u32> = cluster.nodes.iter().map(|n| n.pid().unwrap()).collect();
     tokio::time::sleep(SETTLE * factor()).await;
@@ -60,11 +48,7 @@ async fn idle_nodes_serve_and_their_cost_is_reported() {
     let mut replicas = 0;
     for i in 0..cluster.nodes.len() {
         let status = cluster.status(i).await;
-        let own = status
-            .replicas
-            .iter()
-            .filter(|r| r.partition.is_some())
-            .count();
+        let own = status.replicas.iter().filter(|r| r.partition.is_some()).count();
         assert_eq!(own, PARTITIONS as usize, "{status:?}");
         replicas += own;
     }

@@ -1,10 +1,5 @@
 //! All nodes die at one moment, in the middle of a load; with the shim the power is gone as well.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stderr
-)] // tests
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // tests
 
 use std::time::Duration;
 
@@ -33,16 +28,9 @@ enum Death {
 async fn die_and_return(death: Death, seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let shim = !matches!(death, Death::Kill);
-    let mut cluster = LocalCluster::start(Settings {
-        shim,
-        ..Settings::default()
-    })
-    .await;
+    let mut cluster = LocalCluster::start(Settings { shim, ..Settings::default() }).await;
     let clock = Clock::new();
-    let load = Load {
-        seed,
-        ..Load::default()
-    };
+    let load = Load { seed, ..Load::default() };
     let running = load::start(&cluster, clock, &load);
     running.progress(PROGRESS, PROGRESS_MAX).await;
     let mut older = 0;

@@ -1,10 +1,5 @@
 //! Fresh answers while leaders pause, move and restart.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stderr
-)] // tests
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // tests
 
 use std::time::Duration;
 
@@ -24,10 +19,7 @@ const WAITING: u32 = 16;
 async fn a_leader_that_was_stopped_for_20_seconds_shows_nothing_old_when_it_goes_on() {
     let cluster = LocalCluster::start(Settings::default()).await;
     let clock = Clock::new();
-    let load = Load {
-        seed: 31,
-        ..Load::default()
-    };
+    let load = Load { seed: 31, ..Load::default() };
     let running = load::start(&cluster, clock, &load);
     running.progress(200, PROGRESS_MAX).await;
     let names = load.names();
@@ -71,11 +63,7 @@ async fn a_leader_that_was_stopped_for_20_seconds_shows_nothing_old_when_it_goes
 async fn lookups_stay_fresh_while_leaders_move_again_and_again() {
     let cluster = LocalCluster::start(Settings::default()).await;
     let clock = Clock::new();
-    let load = Load {
-        seed: 32,
-        readers: 8,
-        ..Load::default()
-    };
+    let load = Load { seed: 32, readers: 8, ..Load::default() };
     let running = load::start(&cluster, clock, &load);
     running.progress(100, PROGRESS_MAX).await;
     let mut rng = StdRng::seed_from_u64(32);
@@ -100,10 +88,7 @@ const RESTART_OUTAGE_MAX: Duration = Duration::from_secs(8);
 async fn a_rolling_restart_ends_each_node_with_0_and_loses_nothing() {
     let mut cluster = LocalCluster::start(Settings::default()).await;
     let clock = Clock::new();
-    let load = Load {
-        seed: 33,
-        ..Load::default()
-    };
+    let load = Load { seed: 33, ..Load::default() };
     let running = load::start(&cluster, clock, &load);
     running.progress(100, PROGRESS_MAX).await;
     let from_ns = clock.now_ns();
@@ -114,10 +99,7 @@ async fn a_rolling_restart_ends_each_node_with_0_and_loses_nothing() {
         // With one of three away, no other may go.
         let other = (i + 1) % 3;
         ringfold_tests::cluster::eventually("a safe stop is denied", PROGRESS_MAX, || async {
-            let answer = cluster.nodes[other]
-                .safe_to_stop()
-                .await
-                .map_err(|s| s.to_string())?;
+            let answer = cluster.nodes[other].safe_to_stop().await.map_err(|s| s.to_string())?;
             if answer.safe || answer.reasons.is_empty() {
                 return Err(format!("{answer:?}"));
             }
@@ -127,10 +109,7 @@ async fn a_rolling_restart_ends_each_node_with_0_and_loses_nothing() {
         cluster.start_node(i);
         cluster.wait_ready().await;
         ringfold_tests::cluster::eventually("a stop is safe again", PROGRESS_MAX, || async {
-            let answer = cluster.nodes[other]
-                .safe_to_stop()
-                .await
-                .map_err(|s| s.to_string())?;
+            let answer = cluster.nodes[other].safe_to_stop().await.map_err(|s| s.to_string())?;
             if !answer.safe {
                 return Err(format!("{answer:?}"));
             }

@@ -109,9 +109,7 @@ impl Memory {
             Some(E::Exact(n)) => length == n + 1,
         };
         let refusal = (!met).then(|| {
-            let actual = length
-                .checked_sub(1)
-                .map_or("none".into(), |r| r.to_string());
+            let actual = length.checked_sub(1).map_or("none".into(), |r| r.to_string());
             refused("WRONG_EXPECTED_REVISION", &actual)
         });
         match (stored, refusal) {
@@ -254,10 +252,7 @@ impl EventStore for Fake {
                     metadata: BTreeMap::new(),
                 }),
             };
-            Ok(AppendStreamResponse {
-                sequence: request.sequence,
-                result: Some(result),
-            })
+            Ok(AppendStreamResponse { sequence: request.sequence, result: Some(result) })
         });
         Ok(Response::new(Box::pin(answers)))
     }
@@ -325,27 +320,18 @@ impl EventStore for Fake {
         _: Request<ListStatesRequest>,
     ) -> Result<Response<Self::ListStatesStream>, Status> {
         let mut memory = self.0.lock().unwrap();
-        let lengths: Vec<(String, usize)> = memory
-            .streams
-            .iter()
-            .map(|(name, log)| (name.clone(), log.events.len()))
-            .collect();
-        let states = lengths
-            .iter()
-            .filter_map(|(name, length)| memory.state(name, *length))
-            .collect();
+        let lengths: Vec<(String, usize)> =
+            memory.streams.iter().map(|(name, log)| (name.clone(), log.events.len())).collect();
+        let states =
+            lengths.iter().filter_map(|(name, length)| memory.state(name, *length)).collect();
         Ok(page(ListStatesResponse { states }))
     }
 }
 
 /// Runs a load against the store with this fault; what the checker found.
 async fn found(fault: Fault) -> Vec<Kind> {
-    let memory = Memory {
-        fault,
-        rng: StdRng::seed_from_u64(3),
-        clock: 1,
-        streams: BTreeMap::new(),
-    };
+    let memory =
+        Memory { fault, rng: StdRng::seed_from_u64(3), clock: 1, streams: BTreeMap::new() };
     let fake = Fake(Arc::new(Mutex::new(memory)));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -355,11 +341,7 @@ async fn found(fault: Fault) -> Vec<Kind> {
     let server = tokio::spawn(server);
     let stores = vec![store_client(channel(port)), store_client(channel(port))];
     let clock = Clock::new();
-    let load = Load {
-        streams: 4,
-        pause: Duration::from_millis(4),
-        ..Load::default()
-    };
+    let load = Load { streams: 4, pause: Duration::from_millis(4), ..Load::default() };
     let running = start_on(stores.clone(), clock, &load);
     tokio::time::sleep(LOAD).await;
     let mut history = running.stop().await;
@@ -380,10 +362,7 @@ async fn found(fault: Fault) -> Vec<Kind> {
 
 async fn finds(fault: Fault, any_of: &[Kind]) {
     let kinds = found(fault).await;
-    assert!(
-        kinds.iter().any(|k| any_of.contains(k)),
-        "{fault:?}: found {kinds:?}"
-    );
+    assert!(kinds.iter().any(|k| any_of.contains(k)), "{fault:?}: found {kinds:?}");
 }
 
 #[tokio::test]

@@ -21,11 +21,7 @@ const CALL_MAX: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exactly_one_writer_wins_each_revision() {
-    let cluster = LocalCluster::start(Settings {
-        partitions: 1,
-        ..Settings::default()
-    })
-    .await;
+    let cluster = LocalCluster::start(Settings { partitions: 1, ..Settings::default() }).await;
     let clock = Clock::new();
     let stream: Arc<str> = "customer-race".into();
     let goal = REVISIONS * u64::from(factor());
@@ -43,11 +39,7 @@ async fn exactly_one_writer_wins_each_revision() {
                 if at >= goal {
                     return history;
                 }
-                let expected = if at == 0 {
-                    Expected::NoStream
-                } else {
-                    Expected::Exact(at - 1)
-                };
+                let expected = if at == 0 { Expected::NoStream } else { Expected::Exact(at - 1) };
                 let events: Arc<[Event]> = [Event {
                     id: rng.random(),
                     data: Bytes::from(format!("{{\"writer\":{client},\"at\":{at}}}")),
@@ -75,10 +67,7 @@ async fn exactly_one_writer_wins_each_revision() {
                     expected,
                     after_position: 0,
                     pipeline: None,
-                    span: Span {
-                        start_ns,
-                        end_ns: clock.now_ns(),
-                    },
+                    span: Span { start_ns, end_ns: clock.now_ns() },
                     outcome,
                 });
             }
@@ -105,20 +94,15 @@ async fn exactly_one_of_many_creates_a_stream() {
         let mut calls = JoinSet::new();
         for i in 0..12u128 {
             let mut store = cluster.nodes[(i % 3) as usize].store();
-            let events = [Event {
-                id: (round as u128) << 64 | i,
-                data: Bytes::from_static(b"{}"),
-            }];
+            let events = [Event { id: (round as u128) << 64 | i, data: Bytes::from_static(b"{}") }];
             let request = append_request(&stream, &events, Expected::NoStream, 0);
             calls.spawn(async move {
                 outcome_of(within(store.append(timed(request, CALL_MAX)), CALL_MAX).await)
             });
         }
         let outcomes = calls.join_all().await;
-        let won = outcomes
-            .iter()
-            .filter(|o| matches!(o, AppendOutcome::Acknowledged { .. }))
-            .count();
+        let won =
+            outcomes.iter().filter(|o| matches!(o, AppendOutcome::Acknowledged { .. })).count();
         assert_eq!(won, 1, "{outcomes:?}");
         for o in &outcomes {
             if let AppendOutcome::Refused { actual, .. } = o {

@@ -1,10 +1,5 @@
 //! Settings and data directories that a node must refuse: all faults at once, by name.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stderr
-)] // tests
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // tests
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
@@ -19,10 +14,7 @@ const DATA_DIRECTORY: i32 = 3;
 
 async fn run(mut command: Command) -> Output {
     let mut child = spawn({
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     })
     .unwrap();
@@ -39,11 +31,7 @@ async fn run(mut command: Command) -> Output {
 }
 
 fn text(out: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&out.stdout),
-        String::from_utf8_lossy(&out.stderr)
-    )
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }
 
 #[tokio::test]
@@ -52,11 +40,7 @@ async fn five_mistakes_in_a_configuration_are_all_told_at_once() {
     fs::create_dir_all(&dir).unwrap();
     let file = dir.join("node.yaml");
     // From a file, from the environment, from a flag; and data_dir is missing.
-    fs::write(
-        &file,
-        "client_listen: nowhere\nelection_ticks: -3\nlog_format: poem\n",
-    )
-    .unwrap();
+    fs::write(&file, "client_listen: nowhere\nelection_ticks: -3\nlog_format: poem\n").unwrap();
     let mut command = Command::new(binary("ringfold-node", "RINGFOLD_NODE_BIN"));
     command
         .arg("--config")
@@ -66,14 +50,9 @@ async fn five_mistakes_in_a_configuration_are_all_told_at_once() {
     let out = run(command).await;
     let told = text(&out);
     assert_eq!(out.status.code(), Some(SETTINGS), "{told}");
-    for name in [
-        "client_listen",
-        "election_ticks",
-        "log_format",
-        "tick_ms",
-        "peer_listen",
-        "data_dir",
-    ] {
+    for name in
+        ["client_listen", "election_ticks", "log_format", "tick_ms", "peer_listen", "data_dir"]
+    {
         assert!(told.contains(name), "{name} is not named in:\n{told}");
     }
     assert!(!told.contains("panicked"), "{told}");
@@ -96,11 +75,7 @@ async fn unknown_settings_are_named() {
 }
 
 fn one_node() -> Settings {
-    Settings {
-        nodes: 1,
-        partitions: 2,
-        ..Settings::default()
-    }
+    Settings { nodes: 1, partitions: 2, ..Settings::default() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -108,10 +83,7 @@ async fn a_data_directory_in_use_is_refused() {
     let cluster = LocalCluster::start(one_node()).await;
     let beside = LocalCluster::create(
         Turn::shared(&cluster),
-        Settings {
-            data_dirs: vec![(0, cluster.nodes[0].data_dir.clone())],
-            ..one_node()
-        },
+        Settings { data_dirs: vec![(0, cluster.nodes[0].data_dir.clone())], ..one_node() },
     );
     let out = run(beside.command(0)).await;
     assert_eq!(out.status.code(), Some(DATA_DIRECTORY), "{}", text(&out));
