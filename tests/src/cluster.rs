@@ -668,7 +668,15 @@ impl Drop for LocalCluster {
         if failed {
             for node in &self.nodes {
                 let log = node.log();
-                let lines: Vec<&str> = log.lines().collect();
+                // Without the frames of backtraces, which hide the rest.
+                let frame = |l: &&str| {
+                    let l = l.trim_start();
+                    l.starts_with("at ")
+                        || l.starts_with(|c: char| c.is_ascii_digit())
+                            && l.contains(": ")
+                            && !l.contains('Z')
+                };
+                let lines: Vec<&str> = log.lines().filter(|l| !frame(l)).collect();
                 let tail = &lines[lines.len().saturating_sub(40)..];
                 eprintln!("---- the end of {}:\n{}", node.log_path.display(), tail.join("\n"));
             }

@@ -39,6 +39,8 @@ pub struct Load {
     pub pipelines: u32,
     /// Clients that read and look up.
     pub readers: u32,
+    /// Added to each event's data.
+    pub pad_bytes: usize,
     /// Mean pause between a client's operations; bounds the rate.
     pub pause: Duration,
     pub seed: u64,
@@ -51,6 +53,7 @@ impl Default for Load {
             writers: 6,
             pipelines: 2,
             readers: 4,
+            pad_bytes: 0,
             pause: Duration::from_millis(8),
             seed: 1,
         }
@@ -74,6 +77,7 @@ impl Load {
 struct Shared {
     stores: Vec<Store>,
     names: Vec<Arc<str>>,
+    pad_bytes: usize,
     pause: Duration,
     clock: Clock,
     stop: AtomicBool,
@@ -96,6 +100,7 @@ pub fn start_on(stores: Vec<Store>, clock: Clock, load: &Load) -> Running {
     let shared = Arc::new(Shared {
         stores,
         names: load.names(),
+        pad_bytes: load.pad_bytes,
         pause: load.pause,
         clock,
         stop: AtomicBool::new(false),
@@ -190,9 +195,20 @@ impl Client {
 
     fn events(&mut self) -> Arc<[Event]> {
         let count = if self.rng.random_bool(0.7) { 1 } else { self.rng.random_range(2..6) };
-        (0..count)
-            .map(|_| Event { id: self.rng.random(), data: random_data(&mut self.rng) })
-            .collect()
+        (0..count).map(|_| Event { id: self.rng.random(), data: self.data() }).collect()
+    }
+
+    fn data(&mut self) -> Bytes {
+        let data = random_data(&mut self.rng);
+        if self.shared.pad_bytes == 0 {
+            return data;
+        }
+        // An object, before its last brace.
+        let mut padded = data[..data.len() - 1].to_vec();
+        padded.extend_from_slice(b",\"pad\":\"");
+        padded.resize(padded.len() + self.shared.pad_bytes, b'x');
+        padded.extend_from_slice(b"\"}");
+        padded.into()
     }
 
     fn expected(&mut self, stream: &Arc<str>) -> Expected {

@@ -59,19 +59,30 @@ async fn one_node_without_power_again_and_again_gives_no_wrong_answer_and_no_lon
     one_by_one(true, 22).await;
 }
 
-/// Bytes of log kept per partition, so that a short absence is enough.
-const LOG_KEPT_BYTES: u64 = 64 << 10;
+/// Bytes of log kept per partition: the least that is allowed, so that a short absence is enough.
+const LOG_KEPT_BYTES: u64 = 1 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_fell_behind_the_kept_log_catches_up_by_a_checkpoint() {
     let mut cluster = LocalCluster::start(Settings {
         partitions: 2,
-        env: vec![("RINGFOLD_NODE_LOG_KEPT_BYTES".into(), LOG_KEPT_BYTES.to_string())],
+        env: vec![
+            ("RINGFOLD_NODE_LOG_KEPT_BYTES".into(), LOG_KEPT_BYTES.to_string()),
+            // The log is compacted behind what was flushed.
+            ("RINGFOLD_NODE_MEMTABLE_BYTES".into(), (4 * LOG_KEPT_BYTES).to_string()),
+        ],
         ..Settings::default()
     })
     .await;
     let clock = Clock::new();
-    let load = Load { seed: 23, pause: Duration::from_millis(2), ..Load::default() };
+    let load = Load {
+        seed: 23,
+        pad_bytes: 8 << 10,
+        // What readers see is kept until the end.
+        readers: 1,
+        pause: Duration::from_millis(20),
+        ..Load::default()
+    };
     let running = load::start(&cluster, clock, &load);
     running.progress(50, PROGRESS_MAX).await;
     cluster.kill(2);
