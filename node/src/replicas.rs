@@ -71,14 +71,17 @@ impl ReplicaHome {
             // Left by a crash before its record was written.
             std::fs::remove_dir_all(&path).map_err(io)?;
         }
-        match record.group.partition() {
-            None => self.open_meta(&path, true),
+        let machine: Box<dyn StateMachine> = match record.group.partition() {
+            None => self.open_meta(&path, true)?,
             Some(partition) => {
                 let genesis = Genesis { partition, reducers: reducers.clone() };
                 let m = PartitionMachine::open(&path, &self.resources, &genesis, true);
-                Ok(Box::new(m.map_err(|e| e.to_string())?))
+                Box::new(m.map_err(|e| e.to_string())?)
             }
-        }
+        };
+        // The record that names it must not be there before its folder is.
+        crate::server::sync_folder(&self.partitions).map_err(io)?;
+        Ok(machine)
     }
 
     /// A replica as the log tells of it. An error closes it: its view says why.

@@ -113,7 +113,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
     );
     let transfers: Arc<OnceLock<Transfers>> = Arc::default();
     let runtime = match &opened.log {
-        Some(log) => Some(
+        // Nothing is written to a lost log, and no replica of it runs.
+        Some(log) if opened.lost.is_none() => Some(
             start_raft(
                 &settings,
                 log.clone(),
@@ -125,7 +126,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
             )
             .map_err(RunError::Thread)?,
         ),
-        None => None,
+        _ => None,
     };
     let raft = match &runtime {
         Some(r) => r.handle.clone(),
@@ -281,30 +282,50 @@ fn cancellable(
     }
 }
 
+/// Says that the log was lost, for good: what is written behind a lost end must never be taken for it.
+const LOST: &str = "LOST";
+
 /// Opens the log and judges it before anything is written to it.
 fn open_log(dir: &Path, identity: &Identity) -> OpenedLog {
     let path = dir.join("log");
     let existed = path.exists();
-    let lost = |reason: String| OpenedLog { log: None, watermark: None, lost: Some(reason) };
+    let lost = |log, reason: String| OpenedLog { log, watermark: None, lost: Some(reason) };
+    let for_good = |log, reason: String| {
+        if let Err(e) = identity::write_atomically(&dir.join(LOST), reason.as_bytes()) {
+            tracing::error!(error = %e, "{LOST} could not be written");
+        }
+        lost(log, reason)
+    };
+    if let Ok(reason) = std::fs::read_to_string(dir.join(LOST)) {
+        let log = existed.then(|| EngineLog::open(&path, EngineSettings::default()).ok()).flatten();
+        return lost(log.map(|l| Arc::new(l) as Arc<dyn RaftLog>), reason);
+    }
     let (watermark, found) = match Watermark::open(dir) {
         Ok(opened) => opened,
-        Err(e) => return lost(e.to_string()),
+        Err(e) => return lost(None, e.to_string()),
     };
     if !existed && identity.node_id != 0 {
-        return lost("the log is missing, but this node has been a member".into());
+        return for_good(None, "the log is missing, but this node has been a member".into());
     }
     let log = match EngineLog::open(&path, EngineSettings::default()) {
-        Ok(log) => log,
-        Err(e) => return lost(e.to_string()),
+        Ok(log) => Arc::new(log),
+        Err(e) => return lost(None, e.to_string()),
     };
     match judge(log.last_number(), found, identity.node_id != 0, existed) {
-        LogState::Fine => {
-            OpenedLog { log: Some(Arc::new(log)), watermark: Some(Arc::new(watermark)), lost: None }
-        }
-        LogState::Lost { reason } => {
-            OpenedLog { log: Some(Arc::new(log)), watermark: None, lost: Some(reason) }
-        }
+        LogState::Lost { reason } => for_good(Some(log), reason),
+        // Before the identity says that there is a log, its folder must be there for good.
+        LogState::Fine => match sync_folder(&path).and_then(|()| sync_folder(dir)) {
+            Ok(()) => {
+                OpenedLog { log: Some(log), watermark: Some(Arc::new(watermark)), lost: None }
+            }
+            Err(e) => lost(None, format!("the log's folder cannot be synced: {e}")),
+        },
     }
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_folder(path: &Path) -> std::io::Result<()> {
+    std::fs::File::open(path)?.sync_all()
 }
 
 type Loaded = (Vec<NewGroup>, BTreeSet<ReplicaId>);
