@@ -77,6 +77,17 @@ impl ApplyTask {
     }
 }
 
+impl ApplyTask {
+    pub fn replica(&self) -> ReplicaId {
+        match self {
+            ApplyTask::Open { view, .. } => view.replica,
+            ApplyTask::Entries { replica, .. }
+            | ApplyTask::Install { replica, .. }
+            | ApplyTask::Close { replica, .. } => *replica,
+        }
+    }
+}
+
 /// What the driver hears back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ApplyNotice {

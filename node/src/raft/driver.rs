@@ -89,7 +89,11 @@ impl DriverSettings {
     pub fn lease_ns(&self) -> u64 {
         match self.faults.lease_over_pause {
             true => self.election_ns() * 60,
-            false => self.election_ns() / 4 * 3,
+            // A follower's shortest timeout is up to one and a quarter ticks less than its ticks say.
+            false => {
+                let ticks = (self.election_ticks as u64).saturating_sub(2);
+                (self.election_ns() / 4 * 3).min(ticks * self.tick_ms * 1_000_000)
+            }
         }
     }
 }
@@ -248,6 +252,9 @@ pub struct Driver {
     logger: slog::Logger,
 }
 
+/// Half of what a position's milliseconds can hold: about the year 2090.
+pub(super) const STAMP_MS_MAX: u64 = 1 << 41;
+
 /// How long a request to hand over all leaderships stands.
 const SHED_NS: u64 = 8_000_000_000;
 
@@ -317,7 +324,7 @@ impl Driver {
             self.next_tick_ns = due + tick_ns;
             self.tick(now, &mut round);
         }
-        self.start_reads();
+        self.start_reads(&mut round);
         self.start_proposals(now, &mut round);
         self.readies(now, &mut round);
         round
@@ -420,11 +427,11 @@ impl Driver {
             MessageType::MsgRequestVote
             | MessageType::MsgRequestPreVote
             | MessageType::MsgTimeoutNow
-                if g.holds_votes(now) =>
+                if g.holds_votes(now) || g.is_installing() =>
             {
                 return count(&self.counters.vote_held);
             }
-            MessageType::MsgAppend if g.is_apply_behind() => {
+            MessageType::MsgAppend if g.is_behind() => {
                 return count(&self.counters.apply_behind);
             }
             _ => {}
@@ -441,7 +448,7 @@ impl Driver {
     fn input(&mut self, now: Now, input: Input, round: &mut Round) {
         match input {
             Input::Persisted(_) | Input::Notices(_) | Input::Messages { .. } => {}
-            Input::Request(r) => self.request(now, r),
+            Input::Request(r) => self.request(now, r, round),
             Input::Create(new) => self.create(*new, round),
             Input::Incoming(incoming) => {
                 let id = incoming.group;
@@ -468,8 +475,11 @@ impl Driver {
                 }
             }
             Input::ChangeMembership { group, change, reply } => {
-                if let Some(g) = self.groups.get_mut(&group) {
-                    g.change_membership(change, reply);
+                if self.groups.contains_key(&group) {
+                    self.with_group(group, round, |g, _| {
+                        g.change_membership(change, reply);
+                        Ok(())
+                    });
                     self.mark(group);
                 } else {
                     let _ = reply.send(Err(format!("no replica of {group} is on this node")));
@@ -493,7 +503,7 @@ impl Driver {
         }
     }
 
-    fn request(&mut self, now: Now, request: Request) {
+    fn request(&mut self, now: Now, request: Request, round: &mut Round) {
         match request {
             Request::Propose { group, commands, after_position, reply } => {
                 let total: u64 = self.groups.values().map(|g| g.in_flight_bytes()).sum();
@@ -502,7 +512,8 @@ impl Driver {
                     return;
                 };
                 let bytes: u64 = commands.iter().map(|c| c.len() as u64 + 8).sum();
-                let now_ms = now.wall_ms.saturating_sub(EPOCH_UNIX_MS);
+                // A clock far beyond what positions can hold must not use them up.
+                let now_ms = now.wall_ms.saturating_sub(EPOCH_UNIX_MS).min(STAMP_MS_MAX);
                 let ahead_ms = (after_position >> 21).saturating_sub(now_ms);
                 if !g.is_leader() {
                     let _ = reply.send(Err(ProposeError::NotLeader { leader: g.leader_node() }));
@@ -533,10 +544,11 @@ impl Driver {
             }
             Request::Transfer { group, to } => {
                 let election_ns = self.settings.election_ns();
-                if let Some(g) = self.groups.get_mut(&group) {
+                self.with_group(group, round, |g, _| {
                     g.begin_transfer(now, Some(to), election_ns);
-                    self.mark(group);
-                }
+                    Ok(())
+                });
+                self.mark(group);
             }
         }
     }
@@ -639,16 +651,14 @@ impl Driver {
         self.rng.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn start_reads(&mut self) {
+    fn start_reads(&mut self, round: &mut Round) {
         let mut later = Vec::new();
         for id in std::mem::take(&mut self.with_reads) {
             let number = self.round_number;
-            if let Some(g) = self.groups.get_mut(&id) {
-                if g.start_reads(number) {
-                    later.push(id);
-                }
-                self.mark(id);
+            if self.with_group(id, round, |g, _| Ok(g.start_reads(number))) == Some(true) {
+                later.push(id);
             }
+            self.mark(id);
         }
         self.with_reads = later;
     }
