@@ -340,7 +340,7 @@ fn check_group(
     }
     if let Some(acknowledged_ns) = group.acknowledged_ns {
         for a in &group.attempts {
-            if let AppendOutcome::Refused { reason, .. } = &a.outcome
+            if let AppendOutcome::Refused { reason, for_good: true, .. } = &a.outcome
                 && a.span.start_ns > acknowledged_ns
             {
                 found.add(Kind::RetryRefused, stream, || {

@@ -58,6 +58,8 @@ pub enum AppendOutcome {
         reason: String,
         /// What WRONG_EXPECTED_REVISION says is there: `Some(None)` for no stream.
         actual: Option<Option<u64>>,
+        /// It does not help to send it again: the product refuses the append, not the moment.
+        for_good: bool,
     },
     /// It may or may not be stored: no answer, or one that says so.
     Unknown { why: String },

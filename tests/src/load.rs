@@ -252,7 +252,11 @@ impl Client {
             let answer = within(store.append(timed(request, ATTEMPT_MAX)), ATTEMPT_MAX).await;
             let outcome = outcome_of(answer);
             self.saw(&stream, &outcome);
-            let known = !matches!(outcome, AppendOutcome::Unknown { .. });
+            let known = match outcome {
+                AppendOutcome::Acknowledged { .. } => true,
+                AppendOutcome::Refused { for_good, .. } => for_good,
+                AppendOutcome::Unknown { .. } => false,
+            };
             self.history.appends.push(Append {
                 client: self.number,
                 stream: stream.clone(),
@@ -364,7 +368,8 @@ impl Client {
                 let outcome = match answer.result {
                     Some(append_stream_response::Result::Ok(ok)) => acknowledged(&ok),
                     Some(append_stream_response::Result::Error(e)) => {
-                        failed(e.code.into(), &e.reason, e.metadata.get("actual"), &e.message)
+                        let metadata = |field: &str| e.metadata.get(field).cloned();
+                        failed(e.code.into(), &e.reason, metadata, &e.message)
                     }
                     None => continue,
                 };
@@ -509,7 +514,12 @@ fn acknowledged(ok: &v1::AppendResponse) -> AppendOutcome {
     }
 }
 
-fn failed(code: Code, reason: &str, actual: Option<&String>, message: &str) -> AppendOutcome {
+fn failed(
+    code: Code,
+    reason: &str,
+    metadata: impl Fn(&str) -> Option<String>,
+    message: &str,
+) -> AppendOutcome {
     // These say that nothing was stored; anything else leaves it open. Without a reason it is not
     // the product that speaks: HTTP/2 resets become codes too.
     let definite = !reason.is_empty()
@@ -524,14 +534,17 @@ fn failed(code: Code, reason: &str, actual: Option<&String>, message: &str) -> A
     if !definite {
         return AppendOutcome::Unknown { why: format!("{code:?} {reason}: {message}") };
     }
+    let retry = metadata("retry").is_some_and(|r| r != "no");
     let actual = (reason == "WRONG_EXPECTED_REVISION").then(|| {
-        let actual = actual.expect("WRONG_EXPECTED_REVISION names the actual revision");
+        let actual = metadata("actual").expect("WRONG_EXPECTED_REVISION names the actual revision");
         match actual.as_str() {
             "none" => None,
             revision => Some(revision.parse().expect("a revision or `none`")),
         }
     });
-    AppendOutcome::Refused { reason: reason.to_string(), actual }
+    // A full disk refuses whatever comes, known or not.
+    let for_good = !retry && reason != "DISK_FULL";
+    AppendOutcome::Refused { reason: reason.to_string(), actual, for_good }
 }
 
 pub fn outcome_of(answer: Result<v1::AppendResponse, Status>) -> AppendOutcome {
@@ -540,7 +553,7 @@ pub fn outcome_of(answer: Result<v1::AppendResponse, Status>) -> AppendOutcome {
         Err(status) => failed(
             status.code(),
             &reason(&status),
-            detail(&status, "actual").as_ref(),
+            |field| detail(&status, field),
             status.message(),
         ),
     }

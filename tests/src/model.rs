@@ -76,6 +76,7 @@ impl Store {
             return AppendOutcome::Refused {
                 reason: "WRONG_EXPECTED_REVISION".into(),
                 actual: Some(log.last().map(|e| e.revision)),
+                for_good: true,
             };
         }
         let from = log.len();

@@ -368,7 +368,8 @@ fn a_refused_append_that_is_stored_is_found() {
         let Some(i) = pick(rng, sent_once(h)) else {
             return false;
         };
-        h.appends[i].outcome = AppendOutcome::Refused { reason: "OVERLOADED".into(), actual: None };
+        h.appends[i].outcome =
+            AppendOutcome::Refused { reason: "OVERLOADED".into(), actual: None, for_good: true };
         true
     });
 }
@@ -381,8 +382,11 @@ fn a_refused_retry_of_an_acknowledged_append_is_found() {
         };
         let mut retry = h.appends[i].clone();
         retry.span = Span { start_ns: retry.span.end_ns + 1, end_ns: retry.span.end_ns + 2 };
-        retry.outcome =
-            AppendOutcome::Refused { reason: "WRONG_EXPECTED_REVISION".into(), actual: None };
+        retry.outcome = AppendOutcome::Refused {
+            reason: "WRONG_EXPECTED_REVISION".into(),
+            actual: None,
+            for_good: true,
+        };
         h.appends.push(retry);
         true
     });
@@ -402,6 +406,7 @@ fn a_refusal_without_a_cause_is_found() {
         refused.outcome = AppendOutcome::Refused {
             reason: "WRONG_EXPECTED_REVISION".into(),
             actual: Some(Some(last)),
+            for_good: true,
         };
         h.appends.push(refused);
         true
@@ -418,8 +423,11 @@ fn a_refusal_that_names_a_revision_of_long_ago_is_found() {
         refused.events = [Event { id: rng.random(), data: Bytes::from_static(b"{}") }].into();
         refused.expected = Expected::Exact(7_000);
         refused.span = after_all(h);
-        refused.outcome =
-            AppendOutcome::Refused { reason: "WRONG_EXPECTED_REVISION".into(), actual: Some(None) };
+        refused.outcome = AppendOutcome::Refused {
+            reason: "WRONG_EXPECTED_REVISION".into(),
+            actual: Some(None),
+            for_good: true,
+        };
         h.appends.push(refused);
         true
     });
