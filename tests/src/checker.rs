@@ -184,6 +184,11 @@ impl Bounds {
         if i == 0 { 0 } else { self.floors[i - 1].1 }
     }
 
+    /// When somebody was first shown so many events.
+    fn seen_first_ns(&self, length: u64) -> u64 {
+        self.floors.iter().find(|(_, l)| *l >= length).map_or(0, |(end, _)| *end)
+    }
+
     /// The greatest length that an answer given at `end_ns` may show.
     fn greatest(&self, end_ns: u64) -> u64 {
         self.latest_start_ns.partition_point(|s| *s <= end_ns) as u64
@@ -501,7 +506,12 @@ fn check_length(
     let least = bounds.least(span.start_ns);
     if consistency != Consistency::Stale && length < least {
         found.add(Kind::Stale, stream, || {
-            format!("a {consistency:?} {what} saw {length} events when {least} had been seen")
+            let (start, end) = (span.start_ns / 1_000, span.end_ns / 1_000);
+            let seen = bounds.seen_first_ns(least) / 1_000;
+            format!(
+                "a {consistency:?} {what} saw {length} events from {start} to {end} us; \
+                 {least} had been seen at {seen} us"
+            )
         });
     }
 }

@@ -1,5 +1,6 @@
 //! Small disks, and damage to the files of a stopped node.
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -44,12 +45,17 @@ impl SmallDisk {
     /// Takes room away until `free_bytes` are left.
     pub fn fill_to(&self, free_bytes: u64) {
         let file = File::create(self.filler()).unwrap();
-        let take = self.free_bytes().saturating_sub(free_bytes);
-        // SAFETY: the descriptor is open for as long as `file` lives.
-        let done = unsafe {
-            libc::fallocate(std::os::fd::AsRawFd::as_raw_fd(&file), 0, 0, take.max(1) as i64)
-        };
-        assert_eq!(done, 0, "fallocate: {}", std::io::Error::last_os_error());
+        // Others write meanwhile, and the file needs blocks for its own records: less, then.
+        let mut take = self.free_bytes().saturating_sub(free_bytes);
+        while take > 0 {
+            // SAFETY: the descriptor is open for as long as `file` lives.
+            if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, take as i64) } == 0 {
+                return;
+            }
+            let error = std::io::Error::last_os_error();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "fallocate: {error}");
+            take = take.saturating_sub(64 << 10);
+        }
     }
 
     /// Gives the room back.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ringfold_tests::cluster::{LocalCluster, Settings};
 use ringfold_tests::history::Clock;
-use ringfold_tests::load::{self, Load, judge};
+use ringfold_tests::load::{self, Load, judge_answers};
 use ringfold_tests::shim::Survivors;
 
 const PROGRESS_MAX: Duration = Duration::from_secs(60);
@@ -33,7 +33,8 @@ async fn fail_on(nodes: &[usize], seed: u64) {
     }
     running.progress(100, PROGRESS_MAX).await;
     let history = running.stop().await;
-    judge(&cluster, clock, &load, history).await;
+    // raft-engine itself panics on a failed sync; what counts is how the node ends.
+    judge_answers(&cluster, clock, &load, history).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
