@@ -1,4 +1,5 @@
 //! Whole clusters from a seed, in virtual time, with the product's driver and apply.
+use ringfold_tests::checker;
 use ringfold_tests::sim::{Failure, Kind, Options, Planted, Report, run};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Mutex;
@@ -116,4 +117,57 @@ fn find(planted: Planted, promises: bool, seeds: u64) -> Box<Failure> {
 #[test]
 fn finds_an_acknowledgement_before_its_sync() {
     assert_eq!(find(Planted::AcknowledgedBeforeSync, true, 20).kind, Kind::PromiseNotSynced);
+}
+
+/// The same, seen only in what follows from it.
+#[test]
+fn finds_what_follows_from_an_acknowledgement_before_its_sync() {
+    let kind = find(Planted::AcknowledgedBeforeSync, false, 200).kind;
+    let follows = matches!(
+        kind,
+        Kind::TwoLeaders
+            | Kind::VoteChanged
+            | Kind::CommittedDiffers
+            | Kind::NotOnMajority
+            | Kind::Closed
+            | Kind::History(_)
+    );
+    assert!(follows, "{kind:?}");
+}
+
+#[test]
+fn finds_a_replica_id_used_twice() {
+    let kind = find(Planted::ReplicaIdUsedTwice, true, 50).kind;
+    // It votes twice, or raft finds that it forgot what it had acknowledged.
+    let follows = matches!(
+        kind,
+        Kind::VoteChanged | Kind::Closed | Kind::CommittedDiffers | Kind::NotOnMajority
+    );
+    assert!(follows, "{kind:?}");
+}
+
+#[test]
+fn finds_entries_applied_out_of_order() {
+    assert_eq!(find(Planted::AppliedOutOfOrder, true, 50).kind, Kind::ContentDiffers);
+}
+
+#[test]
+fn finds_a_lease_kept_over_a_pause() {
+    assert_eq!(find(Planted::LeaseKeptOverPause, true, 50).kind, Kind::LeaseBroken);
+}
+
+#[test]
+fn finds_a_revision_checked_before_ids() {
+    let kind = find(Planted::RevisionCheckedBeforeIds, true, 50).kind;
+    assert_eq!(kind, Kind::History(checker::Kind::RetryRefused));
+}
+
+#[test]
+fn finds_a_commit_index_that_goes_back_at_restart() {
+    assert_eq!(find(Planted::CommitBackAtRestart, true, 50).kind, Kind::CommitWentBack);
+}
+
+#[test]
+fn finds_a_membership_lost_at_restart() {
+    assert_eq!(find(Planted::MembershipLostAtRestart, true, 100).kind, Kind::MembershipLost);
 }

@@ -424,6 +424,15 @@ impl Driver {
             {
                 return count(&self.counters.vote_held);
             }
+            MessageType::MsgTimeoutNow if g.is_installing() => {
+                return count(&self.counters.vote_held);
+            }
+            // An acknowledgement names the last entry by counting from the message's index.
+            MessageType::MsgAppend
+                if message.entries.first().is_some_and(|e| e.index != message.index + 1) =>
+            {
+                return count(&self.counters.undecodable);
+            }
             MessageType::MsgAppend if g.is_apply_behind() => {
                 return count(&self.counters.apply_behind);
             }

@@ -174,7 +174,10 @@ impl Group {
             max_inflight_msgs: MESSAGES_IN_FLIGHT_MAX,
             check_quorum: true,
             pre_vote: true,
-            batch_append: true,
+            // raft 0.7 batches entries into an empty append of another index when a rejection moved
+            // the follower back in the same round; the follower then acknowledges an entry that it
+            // does not have. Proposals are packed before they come here.
+            batch_append: false,
             read_only_option: ReadOnlyOption::Safe,
             // Proposals are bounded by us, before they are packed.
             max_uncommitted_size: raft::NO_LIMIT,
@@ -271,6 +274,12 @@ impl Group {
     /// Whether votes wait until this replica's promises of before its restart have run out.
     pub fn holds_votes(&self, now: Now) -> bool {
         now.boot_ns < self.votes_held_until_ns
+    }
+
+    /// Whether a checkpoint is in raft's log and not synced: a campaign would read entries that it
+    /// replaced.
+    pub fn is_installing(&self) -> bool {
+        self.installing.is_some()
     }
 
     /// A follower that cannot apply as fast as it is sent takes no more entries meanwhile.
@@ -486,7 +495,9 @@ impl Group {
     pub fn tick(&mut self, now: Now, election_ns: u64, lease_ns: u64, shedding: bool) -> bool {
         let raft = &self.raw.raft;
         // No campaign while votes are held, but no later one either.
-        if self.holds_votes(now) && raft.election_elapsed + 1 >= raft.election_timeout() {
+        if (self.holds_votes(now) || self.is_installing())
+            && raft.election_elapsed + 1 >= raft.election_timeout()
+        {
             return false;
         }
         self.raw.tick();
@@ -675,19 +686,21 @@ impl Group {
 
     /// The write of a Ready is synced.
     pub fn persisted(&mut self, item: &PersistedItem, round: &mut Round) -> Result<(), String> {
+        if let Some(number) = item.ready {
+            self.writes = self.writes.saturating_sub(1);
+            self.raw.on_persist_ready(number);
+        }
         if item.installed.is_some()
             && let Some((index, directory)) = self.installing.take()
         {
+            // To raft it is applied: what lies before it cannot be read any more.
+            self.raw.advance_apply_to(index);
             round.apply.push(ApplyTask::Install {
                 group: self.id,
                 replica: self.replica,
                 directory,
                 index,
             });
-        }
-        if let Some(number) = item.ready {
-            self.writes = self.writes.saturating_sub(1);
-            self.raw.on_persist_ready(number);
         }
         if let Some(index) = item.change {
             self.change_is_durable(index, round)?;

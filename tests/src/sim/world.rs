@@ -27,6 +27,8 @@ const REST_NS: u64 = 4_000_000_000;
 /// Clients go on for so long without faults.
 const CALM_NS: u64 = 150_000_000;
 const TICK_MS: u64 = 10;
+/// Of what is written down of one event.
+const LINE_BYTES_MAX: usize = 240;
 
 pub enum Event {
     Step { node: usize, life: u64 },
@@ -275,7 +277,9 @@ impl World {
             self.lines.pop_front();
         }
         let (ms, us) = (self.now_ns / 1_000_000, self.now_ns / 1_000 % 1_000);
-        self.lines.push_back(format!("{ms:5}.{us:03} {}", line()));
+        let mut line = line();
+        line.truncate(line.floor_char_boundary(LINE_BYTES_MAX));
+        self.lines.push_back(format!("{ms:5}.{us:03} {line}"));
     }
 
     fn happens(&mut self, at_ns: u64, event: Event) -> Held {
