@@ -718,6 +718,12 @@ impl Group {
             ));
         }
         self.raw.mut_store().conf_state = cs;
+        if self.is_leader() && !self.record.membership.is_voter(self.replica) {
+            // Elected before it had applied its removal, which an earlier leader had proposed. raft
+            // would let it lead on, and panic.
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
+        }
         self.voters = voters_of(&self.record.membership);
         self.lease.reset();
         self.publish_lease();
@@ -1018,6 +1024,8 @@ impl Group {
         })?;
         self.raw.mut_store().install(meta.index, meta.term, incoming.membership.conf_state());
         self.record.directory = incoming.directory;
+        // Before anybody hears that it was taken: the next checkpoint gets a directory of its own.
+        self.view.directory.store(incoming.directory, Ordering::Release);
         self.voters = voters_of(&incoming.membership);
         self.record.membership = incoming.membership;
         self.record.membership_index = incoming.membership_index;
