@@ -288,9 +288,13 @@ impl Group {
     }
 
     pub fn step_message(&mut self, message: Message, lease_ns: u64) {
-        if message.get_msg_type() == MessageType::MsgHeartbeatResponse
+        let answers_heartbeat = message.get_msg_type() == MessageType::MsgHeartbeatResponse
             && self.is_leader()
-            && message.term == self.raw.raft.term
+            && message.term == self.raw.raft.term;
+        if answers_heartbeat {
+            self.note_committed(&message);
+        }
+        if answers_heartbeat
             && let Ok(number) = <[u8; 8]>::try_from(&message.context[..])
         {
             let prs = self.raw.raft.prs();
@@ -305,6 +309,27 @@ impl Group {
         }
         // An error says that the sender is unknown or a proposal was dropped: raft tries again.
         let _ = self.raw.step(message);
+    }
+
+    /// What a replica has committed it has, durably: its answer left behind the sync. One that took
+    /// a checkpoint and whose acknowledgement was lost would else be offered checkpoints that it
+    /// does not need for as long as nothing is written.
+    fn note_committed(&mut self, message: &Message) {
+        let raft = &self.raw.raft;
+        let index = message.commit;
+        let is_news = raft.prs().get(message.from).is_some_and(|p| index > p.matched);
+        if is_news && index <= raft.raft_log.committed {
+            let mut has = Message {
+                from: message.from,
+                to: self.replica.0,
+                term: raft.term,
+                index,
+                commit: index,
+                ..Default::default()
+            };
+            has.set_msg_type(MessageType::MsgAppendResponse);
+            let _ = self.raw.step(has);
+        }
     }
 
     /// Offers a verified checkpoint to raft; it takes it if it is ahead and names this replica.
