@@ -632,8 +632,14 @@ fn lookup_after_lookup(h: &History, rng: &mut StdRng, first: Consistency) -> Opt
     let mut pairs = Vec::new();
     for a in h.lookups.iter().filter(|a| a.consistency == first) {
         for (i, b) in h.lookups.iter().enumerate() {
+            // What only stale answers had shown does not bind a leader's lease.
+            let is_bound = match b.consistency {
+                Consistency::Linearizable => true,
+                Consistency::Lease => first != Consistency::Stale,
+                Consistency::Stale => false,
+            };
             if a.stream != b.stream
-                || b.consistency == Consistency::Stale
+                || !is_bound
                 || a.span.end_ns >= b.span.start_ns
             {
                 continue;

@@ -145,6 +145,7 @@ impl World {
     pub fn poll_installs(&mut self, n: usize) {
         let node = &mut self.nodes[n];
         let Some(running) = &mut node.running else { return };
+        let mut done = Vec::new();
         for mut install in std::mem::take(&mut running.installs) {
             let taken = match install.taken.try_recv() {
                 Err(TryRecvError::Empty) => {
@@ -154,22 +155,18 @@ impl World {
                 Ok(taken) => taken,
                 Err(TryRecvError::Closed) => false,
             };
-            let way = install.way;
-            running.receiving.remove(&way.group);
-            if taken {
-                self.report.checkpoints += 1;
-            } else {
+            running.receiving.remove(&install.way.group);
+            if !taken {
                 node.disk.remove(&install.path);
             }
-            let ns = self.faults.delay_ns(&mut self.rng);
-            self.queue_sent(ns, way);
-            self.note(|| format!("node {} took the checkpoint for {}: {taken}", n + 1, way.replica));
-            return self.poll_installs(n);
+            done.push((install.way, taken));
         }
-    }
-
-    fn queue_sent(&mut self, ns: u64, way: Way) {
-        self.after(ns, Event::Sent { node: way.from, life: way.from_life, way });
+        for (way, taken) in done {
+            self.report.checkpoints += u64::from(taken);
+            self.note(|| format!("node {} took the checkpoint for {}: {taken}", n + 1, way.replica));
+            let ns = self.faults.delay_ns(&mut self.rng);
+            self.after(ns, Event::Sent { node: way.from, life: way.from_life, way });
+        }
     }
 
     /// The transfer ended, well or not.

@@ -83,7 +83,7 @@ pub enum Answer {
     Appended(Appended),
     Refused(Refusal),
     NotLeader(Option<NodeId>),
-    NotProposed(String),
+    NotProposed(ProposeError),
     Unknown(String),
     State(Option<SeenState>),
     Events(Vec<SeenEvent>),
@@ -373,7 +373,7 @@ impl World {
                         Ok(Err(ProposeError::NotLeader { leader })) => Answer::NotLeader(leader),
                         Ok(Err(ProposeError::NoReplica)) => Answer::NotLeader(None),
                         Ok(Err(e @ (ProposeError::Busy | ProposeError::ClockBehind { .. }))) => {
-                            Answer::NotProposed(e.to_string())
+                            Answer::NotProposed(e)
                         }
                         Ok(Err(e)) => Answer::Unknown(e.to_string()),
                         Err(_) => Answer::Unknown("the node stopped".into()),
@@ -504,9 +504,13 @@ fn outcome_of(answer: Answer, partition: u32, stored: bool) -> AppendOutcome {
         Answer::Refused(other) => {
             AppendOutcome::Refused { reason: other.to_string(), actual: None }
         }
-        Answer::NotLeader(_) | Answer::NotProposed(_) if !stored => {
-            AppendOutcome::Refused { reason: format!("{answer:?}"), actual: None }
+        Answer::NotLeader(_) if !stored => {
+            AppendOutcome::Refused { reason: "NOT_LEADER".into(), actual: None }
         }
+        Answer::NotProposed(e) if !stored => {
+            AppendOutcome::Refused { reason: e.to_string(), actual: None }
+        }
+        Answer::Unknown(why) => AppendOutcome::Unknown { why },
         other => AppendOutcome::Unknown { why: format!("{other:?}") },
     }
 }
