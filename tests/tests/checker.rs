@@ -674,7 +674,7 @@ fn a_lookup_that_goes_back_in_time_is_found() {
 
 #[test]
 fn a_lookup_that_goes_back_behind_a_stale_one_is_found() {
-    finds(Kind::Stale, 10, |h, l, rng| {
+    finds(Kind::Stale, 5, |h, l, rng| {
         let Some((i, length)) = lookup_after_lookup(h, rng, Consistency::Stale) else {
             return false;
         };
