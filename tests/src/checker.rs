@@ -3,7 +3,8 @@
 //! The final log is the reference. Everything that a client saw must be explained by it: an append
 //! took effect at its place in the log, between its invocation and its answer; a read or a lookup
 //! saw a prefix of the log, and (unless it is stale) one that holds everything which anybody had
-//! seen or had acknowledged before it began.
+//! seen or had acknowledged before it began. What only stale answers had shown does not bind answers
+//! under a lease: a follower may have applied an entry before its leader.
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
@@ -173,15 +174,27 @@ struct Placed {
 struct Bounds {
     /// (end of an observation, greatest length observed up to then), by end.
     floors: Vec<(u64, u64)>,
+    /// The same without what stale answers showed.
+    floors_of_fresh: Vec<(u64, u64)>,
     /// By revision: the latest invocation among the events up to it.
     latest_start_ns: Vec<u64>,
 }
 
 impl Bounds {
-    /// The least length that a fresh answer begun at `start_ns` may show.
+    /// The least length that a linearizable answer begun at `start_ns` may show.
     fn least(&self, start_ns: u64) -> u64 {
-        let i = self.floors.partition_point(|(end, _)| *end < start_ns);
-        if i == 0 { 0 } else { self.floors[i - 1].1 }
+        self.least_of(Consistency::Linearizable, start_ns)
+    }
+
+    /// The least length that an answer begun at `start_ns` may show.
+    fn least_of(&self, consistency: Consistency, start_ns: u64) -> u64 {
+        let floors = match consistency {
+            Consistency::Linearizable => &self.floors,
+            Consistency::Lease => &self.floors_of_fresh,
+            Consistency::Stale => return 0,
+        };
+        let i = floors.partition_point(|(end, _)| *end < start_ns);
+        if i == 0 { 0 } else { floors[i - 1].1 }
     }
 
     /// When somebody was first shown so many events.
@@ -267,7 +280,11 @@ fn check_stream(
         });
     }
 
-    let bounds = Bounds { floors: floors_of(ops), latest_start_ns };
+    let bounds = Bounds {
+        floors: floors_of(ops, true),
+        floors_of_fresh: floors_of(ops, false),
+        latest_start_ns,
+    };
     for group in &groups {
         check_times_of_append(stream, group, &bounds, &revision_of, found);
     }
@@ -427,19 +444,20 @@ impl Expected {
 }
 
 /// Everything that somebody was shown of the stream's length, as a running maximum by time.
-fn floors_of(ops: &Ops<'_>) -> Vec<(u64, u64)> {
+fn floors_of(ops: &Ops<'_>, with_stale: bool) -> Vec<(u64, u64)> {
+    let counts = |consistency| with_stale || consistency != Consistency::Stale;
     let mut seen: Vec<(u64, u64)> = Vec::new();
     for a in &ops.appends {
         if let AppendOutcome::Acknowledged { last_revision, .. } = a.outcome {
             seen.push((a.span.end_ns, last_revision + 1));
         }
     }
-    for r in &ops.reads {
+    for r in ops.reads.iter().filter(|r| counts(r.consistency)) {
         if let Some(max) = r.seen.iter().flatten().map(|e| e.revision).max() {
             seen.push((r.span.end_ns, max + 1));
         }
     }
-    for l in &ops.lookups {
+    for l in ops.lookups.iter().filter(|l| counts(l.consistency)) {
         if let LookupOutcome::State(s) = &l.outcome {
             seen.push((l.span.end_ns, s.revision + 1));
         }
@@ -503,8 +521,8 @@ fn check_length(
             format!("a {what} saw {length} events when only {greatest} had been invoked")
         });
     }
-    let least = bounds.least(span.start_ns);
-    if consistency != Consistency::Stale && length < least {
+    let least = bounds.least_of(consistency, span.start_ns);
+    if length < least {
         found.add(Kind::Stale, stream, || {
             let (start, end) = (span.start_ns / 1_000, span.end_ns / 1_000);
             let seen = bounds.seen_first_ns(least) / 1_000;
@@ -590,8 +608,8 @@ fn check_read(
         Some(length) => {
             // An empty page forwards says "at most so many".
             if seen.is_empty() {
-                let least = bounds.least(read.span.start_ns);
-                if read.consistency != Consistency::Stale && least > length {
+                let least = bounds.least_of(read.consistency, read.span.start_ns);
+                if least > length {
                     found.add(Kind::Stale, stream, || {
                         format!("an empty read from {length} when {least} events had been seen")
                     });

@@ -168,7 +168,6 @@ impl Applier {
                             return self.fail(group, replica, reason);
                         }
                         view.reader.replace(&machine.reader());
-                        view.directory.store(directory, std::sync::atomic::Ordering::Release);
                         view.applied.send_replace(Applied { index, position });
                         self.groups.insert(group, Machine { machine, view });
                         Some(ApplyNotice::Applied { group, replica, index })

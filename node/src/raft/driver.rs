@@ -13,7 +13,7 @@ use crate::raft::membership::Membership;
 pub use crate::raft::message::{Channel, PeerMessage};
 use prost_raft::Message as _;
 use raft::eraftpb::{Message, MessageType};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -248,6 +248,9 @@ pub struct Driver {
     shedding_until_ns: u64,
     shedding_replies: Vec<oneshot::Sender<TransferOutcome>>,
     shed: u32,
+    /// Groups handed over meanwhile. One that comes back stays: where others hand theirs over too,
+    /// leaderships would go round without end.
+    handed_over: HashSet<GroupId>,
     rng: u64,
     logger: slog::Logger,
 }
@@ -275,6 +278,7 @@ impl Driver {
             shedding_until_ns: 0,
             shedding_replies: Vec::new(),
             shed: 0,
+            handed_over: HashSet::new(),
             logger: slog::Logger::root(slog::Discard, slog::o!()),
         }
     }
@@ -427,9 +431,18 @@ impl Driver {
             MessageType::MsgRequestVote
             | MessageType::MsgRequestPreVote
             | MessageType::MsgTimeoutNow
-                if g.holds_votes(now) || g.is_installing() =>
+                if g.holds_votes(now) =>
             {
                 return count(&self.counters.vote_held);
+            }
+            MessageType::MsgTimeoutNow if g.is_installing() => {
+                return count(&self.counters.vote_held);
+            }
+            // An acknowledgement names the last entry by counting from the message's index.
+            MessageType::MsgAppend
+                if message.entries.first().is_some_and(|e| e.index != message.index + 1) =>
+            {
+                return count(&self.counters.undecodable);
             }
             MessageType::MsgAppend if g.is_behind() => {
                 return count(&self.counters.apply_behind);
@@ -499,6 +512,7 @@ impl Driver {
                     "this node's clock is ahead of its peers': handing leaderships over"
                 );
                 self.shedding_until_ns = now.boot_ns + 1_000_000_000;
+                self.handed_over.clear();
             }
         }
     }
@@ -541,6 +555,7 @@ impl Driver {
                 self.shedding_until_ns = now.boot_ns + SHED_NS;
                 self.shedding_replies.push(reply);
                 self.shed = 0;
+                self.handed_over.clear();
             }
             Request::Transfer { group, to } => {
                 let election_ns = self.settings.election_ns();
@@ -611,20 +626,22 @@ impl Driver {
 
     fn tick(&mut self, now: Now, round: &mut Round) {
         let shedding = now.boot_ns < self.shedding_until_ns;
-        let (mut led, ids): (u32, Vec<GroupId>) = (0, {
+        let (mut led, mut leaving) = (0, 0);
+        let ids: Vec<GroupId> = {
             let mut ids: Vec<GroupId> = self.groups.keys().copied().collect();
             ids.sort_unstable();
             ids
-        });
+        };
         for id in ids {
             let election_ns = self.settings.election_ns();
             let random = self.settings.seed.is_some().then(|| self.next_random());
             let lease_ns = self.settings.lease_ns();
+            let leaves = shedding && !self.handed_over.contains(&id);
             let ready = self.with_group(id, round, |g, _| {
                 if let Some(r) = random {
                     g.seed_election_timeout(r);
                 }
-                Ok(g.tick(now, election_ns, lease_ns, shedding))
+                Ok(g.tick(now, election_ns, lease_ns, leaves))
             });
             if ready == Some(true) {
                 self.mark(id);
@@ -634,9 +651,10 @@ impl Driver {
                 && g.has_other_voter()
             {
                 led += 1;
+                leaving += u32::from(leaves);
             }
         }
-        if !self.shedding_replies.is_empty() && (led == 0 || !shedding) {
+        if !self.shedding_replies.is_empty() && leaving == 0 {
             for reply in self.shedding_replies.drain(..) {
                 let _ = reply.send(TransferOutcome { transferred: self.shed, remaining: led });
             }
@@ -692,6 +710,7 @@ impl Driver {
             let Some(g) = self.groups.get_mut(&id) else { continue };
             if g.take_lost_leadership() && now.boot_ns < self.shedding_until_ns {
                 self.shed += 1;
+                self.handed_over.insert(id);
             }
             for to in g.take_wanted() {
                 match g.node_of(to) {

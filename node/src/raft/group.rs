@@ -182,7 +182,10 @@ impl Group {
             max_inflight_msgs: MESSAGES_IN_FLIGHT_MAX,
             check_quorum: true,
             pre_vote: true,
-            batch_append: true,
+            // raft 0.7 batches entries into an empty append of another index when a rejection moved
+            // the follower back in the same round; the follower then acknowledges an entry that it
+            // does not have. Proposals are packed before they come here.
+            batch_append: false,
             read_only_option: ReadOnlyOption::Safe,
             // Proposals are bounded by us, before they are packed.
             max_uncommitted_size: raft::NO_LIMIT,
@@ -296,11 +299,13 @@ impl Group {
     }
 
     pub fn step_message(&mut self, message: Message, lease_ns: u64) {
-        if message.get_msg_type() == MessageType::MsgHeartbeatResponse
+        let answers_heartbeat = message.get_msg_type() == MessageType::MsgHeartbeatResponse
             && self.is_leader()
-            && message.term == self.raw.raft.term
-            && let Ok(number) = <[u8; 8]>::try_from(&message.context[..])
-        {
+            && message.term == self.raw.raft.term;
+        if answers_heartbeat {
+            self.note_committed(&message);
+        }
+        if answers_heartbeat && let Ok(number) = <[u8; 8]>::try_from(&message.context[..]) {
             let prs = self.raw.raft.prs();
             self.lease.answered(
                 u64::from_be_bytes(number),
@@ -313,6 +318,27 @@ impl Group {
         }
         // An error says that the sender is unknown or a proposal was dropped: raft tries again.
         let _ = self.raw.step(message);
+    }
+
+    /// What a replica has committed it has, durably: its answer left behind the sync. One that took
+    /// a checkpoint and whose acknowledgement was lost would else be offered checkpoints that it
+    /// does not need for as long as nothing is written.
+    fn note_committed(&mut self, message: &Message) {
+        let raft = &self.raw.raft;
+        let index = message.commit;
+        let is_news = raft.prs().get(message.from).is_some_and(|p| index > p.matched);
+        if is_news && index <= raft.raft_log.committed {
+            let mut has = Message {
+                from: message.from,
+                to: self.replica.0,
+                term: raft.term,
+                index,
+                commit: index,
+                ..Default::default()
+            };
+            has.set_msg_type(MessageType::MsgAppendResponse);
+            let _ = self.raw.step(has);
+        }
     }
 
     /// Offers a verified checkpoint to raft; it takes it if it is ahead and names this replica.
@@ -696,16 +722,6 @@ impl Group {
 
     /// The write of a Ready is synced.
     pub fn persisted(&mut self, item: &PersistedItem, round: &mut Round) -> Result<(), String> {
-        if item.installed.is_some()
-            && let Some((index, directory)) = self.installing.take()
-        {
-            round.apply.push(ApplyTask::Install {
-                group: self.id,
-                replica: self.replica,
-                directory,
-                index,
-            });
-        }
         if let Some(number) = item.ready {
             self.writes = self.writes.saturating_sub(1);
             self.raw.on_persist_ready(number);
@@ -713,11 +729,17 @@ impl Group {
                 self.unsynced.pop_front();
             }
         }
-        // What a checkpoint holds is applied as far as raft goes, also while its database opens.
-        if let Some(index) = item.installed
-            && index > self.raw.raft.raft_log.applied
+        if item.installed.is_some()
+            && let Some((index, directory)) = self.installing.take()
         {
+            // To raft it is applied: what lies before it cannot be read any more.
             self.raw.advance_apply_to(index);
+            round.apply.push(ApplyTask::Install {
+                group: self.id,
+                replica: self.replica,
+                directory,
+                index,
+            });
         }
         if let Some(index) = item.change {
             self.change_is_durable(index, round)?;
@@ -735,12 +757,13 @@ impl Group {
             ));
         }
         self.raw.mut_store().conf_state = cs;
-        self.voters = voters_of(&self.record.membership);
         if self.is_leader() && !self.record.membership.is_voter(self.replica) {
-            // raft would go on as the leader of a group that it is not in.
+            // Elected before it had applied its removal, which an earlier leader had proposed. raft
+            // would let it lead on, and panic.
             let term = self.raw.raft.term;
-            self.raw.raft.become_follower(term, 0);
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
         }
+        self.voters = voters_of(&self.record.membership);
         self.lease.reset();
         self.publish_lease();
         self.hand_over(
@@ -1046,6 +1069,8 @@ impl Group {
         })?;
         self.raw.mut_store().install(meta.index, meta.term, incoming.membership.conf_state());
         self.record.directory = incoming.directory;
+        // Before anybody hears that it was taken: the next checkpoint gets a directory of its own.
+        self.view.directory.store(incoming.directory, Ordering::Release);
         self.voters = voters_of(&incoming.membership);
         self.record.membership = incoming.membership;
         self.record.membership_index = incoming.membership_index;
@@ -1055,8 +1080,6 @@ impl Group {
         round.write.ops.push(LogOp::Clear { replica: self.replica });
         round.write.ops.push(LogOp::Record(Box::new(self.record.clone())));
         self.installing = Some((meta.index, incoming.directory));
-        // Known before the answer: another offer must not take the same directory.
-        self.view.directory.store(incoming.directory, Ordering::Release);
         let _ = incoming.reply.send(true);
         Ok(meta.index)
     }
