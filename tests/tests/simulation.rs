@@ -1,4 +1,5 @@
 //! Whole clusters from a seed, in virtual time, with the product's driver and apply.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // tests
 use ringfold_tests::checker;
 use ringfold_tests::sim::{Failure, Kind, Options, Planted, Report, run};
 use std::sync::Mutex;

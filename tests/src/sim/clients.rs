@@ -511,15 +511,16 @@ fn outcome_of(answer: Answer, partition: u32, stored: bool) -> AppendOutcome {
         Answer::Refused(Refusal::WrongExpectedRevision { actual }) => AppendOutcome::Refused {
             reason: "WRONG_EXPECTED_REVISION".into(),
             actual: Some(actual),
+            for_good: true,
         },
         Answer::Refused(other) => {
-            AppendOutcome::Refused { reason: other.to_string(), actual: None }
+            AppendOutcome::Refused { reason: other.to_string(), actual: None, for_good: true }
         }
         Answer::NotLeader(_) if !stored => {
-            AppendOutcome::Refused { reason: "NOT_LEADER".into(), actual: None }
+            AppendOutcome::Refused { reason: "NOT_LEADER".into(), actual: None, for_good: false }
         }
         Answer::NotProposed(e) if !stored => {
-            AppendOutcome::Refused { reason: e.to_string(), actual: None }
+            AppendOutcome::Refused { reason: e.to_string(), actual: None, for_good: false }
         }
         Answer::Unknown(why) => AppendOutcome::Unknown { why },
         other => AppendOutcome::Unknown { why: format!("{other:?}") },

@@ -18,15 +18,10 @@ pub struct Durable {
     pub vote: Vote,
 }
 
+#[derive(Default)]
 pub struct LogDisk {
     pub log: Arc<MemoryLog>,
     pub durable: BTreeMap<ReplicaId, Durable>,
-}
-
-impl Default for LogDisk {
-    fn default() -> LogDisk {
-        LogDisk { log: Arc::default(), durable: BTreeMap::new() }
-    }
 }
 
 impl LogDisk {
