@@ -3,8 +3,8 @@
 //! The final log is the reference. Everything that a client saw must be explained by it: an append
 //! took effect at its place in the log, between its invocation and its answer; a read or a lookup
 //! saw a prefix of the log, and (unless it is stale) one that holds everything which anybody had
-//! seen or had acknowledged before it began. What only a stale read saw binds linearizable answers, and
-//! not those by lease.
+//! seen or had acknowledged before it began. What only stale answers had shown does not bind answers
+//! under a lease: a follower may have applied an entry before its leader.
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
@@ -174,19 +174,23 @@ struct Placed {
 struct Bounds {
     /// (end of an observation, greatest length observed up to then), by end.
     floors: Vec<(u64, u64)>,
-    /// The same without what stale reads saw: a replica may have applied what the leader has not yet,
-    /// and a lease answers from what the leader has applied.
-    fresh_floors: Vec<(u64, u64)>,
+    /// The same without what stale answers showed.
+    floors_of_fresh: Vec<(u64, u64)>,
     /// By revision: the latest invocation among the events up to it.
     latest_start_ns: Vec<u64>,
 }
 
 impl Bounds {
-    /// The least length that an answer of this consistency, begun at `start_ns`, may show.
-    fn least(&self, consistency: Consistency, start_ns: u64) -> u64 {
+    /// The least length that a linearizable answer begun at `start_ns` may show.
+    fn least(&self, start_ns: u64) -> u64 {
+        self.least_of(Consistency::Linearizable, start_ns)
+    }
+
+    /// The least length that an answer begun at `start_ns` may show.
+    fn least_of(&self, consistency: Consistency, start_ns: u64) -> u64 {
         let floors = match consistency {
             Consistency::Linearizable => &self.floors,
-            Consistency::Lease => &self.fresh_floors,
+            Consistency::Lease => &self.floors_of_fresh,
             Consistency::Stale => return 0,
         };
         let i = floors.partition_point(|(end, _)| *end < start_ns);
@@ -278,7 +282,7 @@ fn check_stream(
 
     let bounds = Bounds {
         floors: floors_of(ops, true),
-        fresh_floors: floors_of(ops, false),
+        floors_of_fresh: floors_of(ops, false),
         latest_start_ns,
     };
     for group in &groups {
@@ -441,7 +445,7 @@ impl Expected {
 
 /// Everything that somebody was shown of the stream's length, as a running maximum by time.
 fn floors_of(ops: &Ops<'_>, with_stale: bool) -> Vec<(u64, u64)> {
-    let counts = |c: Consistency| with_stale || c != Consistency::Stale;
+    let counts = |consistency| with_stale || consistency != Consistency::Stale;
     let mut seen: Vec<(u64, u64)> = Vec::new();
     for a in &ops.appends {
         if let AppendOutcome::Acknowledged { last_revision, .. } = a.outcome {
@@ -475,7 +479,7 @@ fn check_times_of_append(
     found: &mut Found,
 ) {
     if let Some(&first) = revision_of.get(&group.attempts[0].events[0].id) {
-        let least = bounds.least(Consistency::Linearizable, group.start_ns);
+        let least = bounds.least(group.start_ns);
         if first < least {
             found.add(Kind::RealTimeOrder, stream, || {
                 format!("revision {first} was invoked when {least} events had been seen")
@@ -487,10 +491,7 @@ fn check_times_of_append(
             continue;
         };
         let length = actual.map_or(0, |r| r + 1);
-        let (least, greatest) = (
-            bounds.least(Consistency::Linearizable, a.span.start_ns),
-            bounds.greatest(a.span.end_ns),
-        );
+        let (least, greatest) = (bounds.least(a.span.start_ns), bounds.greatest(a.span.end_ns));
         if !(least..=greatest).contains(&length) || a.expected.met_by(length) {
             found.add(Kind::RefusedWithoutCause, stream, || {
                 format!(
@@ -520,7 +521,7 @@ fn check_length(
             format!("a {what} saw {length} events when only {greatest} had been invoked")
         });
     }
-    let least = bounds.least(consistency, span.start_ns);
+    let least = bounds.least_of(consistency, span.start_ns);
     if length < least {
         found.add(Kind::Stale, stream, || {
             let (start, end) = (span.start_ns / 1_000, span.end_ns / 1_000);
@@ -607,7 +608,7 @@ fn check_read(
         Some(length) => {
             // An empty page forwards says "at most so many".
             if seen.is_empty() {
-                let least = bounds.least(read.consistency, read.span.start_ns);
+                let least = bounds.least_of(read.consistency, read.span.start_ns);
                 if least > length {
                     found.add(Kind::Stale, stream, || {
                         format!("an empty read from {length} when {least} events had been seen")

@@ -11,6 +11,7 @@
 //! | [`load`] | writers and readers that record a history |
 //! | [`shim`] | power loss: what was not synced is gone |
 //! | [`disk`] | small disks, damaged files |
+//! | [`sim`] | whole clusters from a seed: driver and apply in virtual time |
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // support for tests: a panic is a failed test
 
 pub mod checker;
@@ -21,3 +22,4 @@ pub mod history;
 pub mod load;
 pub mod model;
 pub mod shim;
+pub mod sim;

@@ -29,6 +29,11 @@ impl Reader {
         Reader(Arc::new(ArcSwap::from_pointee(store)))
     }
 
+    /// Bytes written since the last flush, about.
+    pub fn unflushed_bytes(&self) -> u64 {
+        self.0.load().unflushed_bytes()
+    }
+
     /// Of a replica that does not run: every read fails with the reason.
     pub fn closed(reason: &str) -> Reader {
         Reader::new(Arc::new(super::closed::ClosedStore::new(reason)))

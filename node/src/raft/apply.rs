@@ -77,6 +77,17 @@ impl ApplyTask {
     }
 }
 
+impl ApplyTask {
+    pub fn replica(&self) -> ReplicaId {
+        match self {
+            ApplyTask::Open { view, .. } => view.replica,
+            ApplyTask::Entries { replica, .. }
+            | ApplyTask::Install { replica, .. }
+            | ApplyTask::Close { replica, .. } => *replica,
+        }
+    }
+}
+
 /// What the driver hears back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ApplyNotice {
@@ -157,7 +168,6 @@ impl Applier {
                             return self.fail(group, replica, reason);
                         }
                         view.reader.replace(&machine.reader());
-                        view.directory.store(directory, std::sync::atomic::Ordering::Release);
                         view.applied.send_replace(Applied { index, position });
                         self.groups.insert(group, Machine { machine, view });
                         Some(ApplyNotice::Applied { group, replica, index })

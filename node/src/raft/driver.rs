@@ -13,7 +13,7 @@ use crate::raft::membership::Membership;
 pub use crate::raft::message::{Channel, PeerMessage};
 use prost_raft::Message as _;
 use raft::eraftpb::{Message, MessageType};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -89,7 +89,11 @@ impl DriverSettings {
     pub fn lease_ns(&self) -> u64 {
         match self.faults.lease_over_pause {
             true => self.election_ns() * 60,
-            false => self.election_ns() / 4 * 3,
+            // A follower's shortest timeout is up to one and a quarter ticks less than its ticks say.
+            false => {
+                let ticks = (self.election_ticks as u64).saturating_sub(2);
+                (self.election_ns() / 4 * 3).min(ticks * self.tick_ms * 1_000_000)
+            }
         }
     }
 }
@@ -244,9 +248,15 @@ pub struct Driver {
     shedding_until_ns: u64,
     shedding_replies: Vec<oneshot::Sender<TransferOutcome>>,
     shed: u32,
+    /// Groups handed over meanwhile. One that comes back stays: where others hand theirs over too,
+    /// leaderships would go round without end.
+    handed_over: HashSet<GroupId>,
     rng: u64,
     logger: slog::Logger,
 }
+
+/// Half of what a position's milliseconds can hold: about the year 2090.
+pub(super) const STAMP_MS_MAX: u64 = 1 << 41;
 
 /// How long a request to hand over all leaderships stands.
 const SHED_NS: u64 = 8_000_000_000;
@@ -268,6 +278,7 @@ impl Driver {
             shedding_until_ns: 0,
             shedding_replies: Vec::new(),
             shed: 0,
+            handed_over: HashSet::new(),
             logger: slog::Logger::root(slog::Discard, slog::o!()),
         }
     }
@@ -317,7 +328,7 @@ impl Driver {
             self.next_tick_ns = due + tick_ns;
             self.tick(now, &mut round);
         }
-        self.start_reads();
+        self.start_reads(&mut round);
         self.start_proposals(now, &mut round);
         self.readies(now, &mut round);
         round
@@ -424,7 +435,16 @@ impl Driver {
             {
                 return count(&self.counters.vote_held);
             }
-            MessageType::MsgAppend if g.is_apply_behind() => {
+            MessageType::MsgTimeoutNow if g.is_installing() => {
+                return count(&self.counters.vote_held);
+            }
+            // An acknowledgement names the last entry by counting from the message's index.
+            MessageType::MsgAppend
+                if message.entries.first().is_some_and(|e| e.index != message.index + 1) =>
+            {
+                return count(&self.counters.undecodable);
+            }
+            MessageType::MsgAppend if g.is_behind() => {
                 return count(&self.counters.apply_behind);
             }
             _ => {}
@@ -441,7 +461,7 @@ impl Driver {
     fn input(&mut self, now: Now, input: Input, round: &mut Round) {
         match input {
             Input::Persisted(_) | Input::Notices(_) | Input::Messages { .. } => {}
-            Input::Request(r) => self.request(now, r),
+            Input::Request(r) => self.request(now, r, round),
             Input::Create(new) => self.create(*new, round),
             Input::Incoming(incoming) => {
                 let id = incoming.group;
@@ -468,8 +488,11 @@ impl Driver {
                 }
             }
             Input::ChangeMembership { group, change, reply } => {
-                if let Some(g) = self.groups.get_mut(&group) {
-                    g.change_membership(change, reply);
+                if self.groups.contains_key(&group) {
+                    self.with_group(group, round, |g, _| {
+                        g.change_membership(change, reply);
+                        Ok(())
+                    });
                     self.mark(group);
                 } else {
                     let _ = reply.send(Err(format!("no replica of {group} is on this node")));
@@ -489,11 +512,12 @@ impl Driver {
                     "this node's clock is ahead of its peers': handing leaderships over"
                 );
                 self.shedding_until_ns = now.boot_ns + 1_000_000_000;
+                self.handed_over.clear();
             }
         }
     }
 
-    fn request(&mut self, now: Now, request: Request) {
+    fn request(&mut self, now: Now, request: Request, round: &mut Round) {
         match request {
             Request::Propose { group, commands, after_position, reply } => {
                 let total: u64 = self.groups.values().map(|g| g.in_flight_bytes()).sum();
@@ -502,7 +526,8 @@ impl Driver {
                     return;
                 };
                 let bytes: u64 = commands.iter().map(|c| c.len() as u64 + 8).sum();
-                let now_ms = now.wall_ms.saturating_sub(EPOCH_UNIX_MS);
+                // A clock far beyond what positions can hold must not use them up.
+                let now_ms = now.wall_ms.saturating_sub(EPOCH_UNIX_MS).min(STAMP_MS_MAX);
                 let ahead_ms = (after_position >> 21).saturating_sub(now_ms);
                 if !g.is_leader() {
                     let _ = reply.send(Err(ProposeError::NotLeader { leader: g.leader_node() }));
@@ -530,13 +555,15 @@ impl Driver {
                 self.shedding_until_ns = now.boot_ns + SHED_NS;
                 self.shedding_replies.push(reply);
                 self.shed = 0;
+                self.handed_over.clear();
             }
             Request::Transfer { group, to } => {
                 let election_ns = self.settings.election_ns();
-                if let Some(g) = self.groups.get_mut(&group) {
+                self.with_group(group, round, |g, _| {
                     g.begin_transfer(now, Some(to), election_ns);
-                    self.mark(group);
-                }
+                    Ok(())
+                });
+                self.mark(group);
             }
         }
     }
@@ -599,20 +626,22 @@ impl Driver {
 
     fn tick(&mut self, now: Now, round: &mut Round) {
         let shedding = now.boot_ns < self.shedding_until_ns;
-        let (mut led, ids): (u32, Vec<GroupId>) = (0, {
+        let (mut led, mut leaving) = (0, 0);
+        let ids: Vec<GroupId> = {
             let mut ids: Vec<GroupId> = self.groups.keys().copied().collect();
             ids.sort_unstable();
             ids
-        });
+        };
         for id in ids {
             let election_ns = self.settings.election_ns();
             let random = self.settings.seed.is_some().then(|| self.next_random());
             let lease_ns = self.settings.lease_ns();
+            let leaves = shedding && !self.handed_over.contains(&id);
             let ready = self.with_group(id, round, |g, _| {
                 if let Some(r) = random {
                     g.seed_election_timeout(r);
                 }
-                Ok(g.tick(now, election_ns, lease_ns, shedding))
+                Ok(g.tick(now, election_ns, lease_ns, leaves))
             });
             if ready == Some(true) {
                 self.mark(id);
@@ -622,9 +651,10 @@ impl Driver {
                 && g.has_other_voter()
             {
                 led += 1;
+                leaving += u32::from(leaves);
             }
         }
-        if !self.shedding_replies.is_empty() && (led == 0 || !shedding) {
+        if !self.shedding_replies.is_empty() && leaving == 0 {
             for reply in self.shedding_replies.drain(..) {
                 let _ = reply.send(TransferOutcome { transferred: self.shed, remaining: led });
             }
@@ -639,16 +669,14 @@ impl Driver {
         self.rng.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn start_reads(&mut self) {
+    fn start_reads(&mut self, round: &mut Round) {
         let mut later = Vec::new();
         for id in std::mem::take(&mut self.with_reads) {
             let number = self.round_number;
-            if let Some(g) = self.groups.get_mut(&id) {
-                if g.start_reads(number) {
-                    later.push(id);
-                }
-                self.mark(id);
+            if self.with_group(id, round, |g, _| Ok(g.start_reads(number))) == Some(true) {
+                later.push(id);
             }
+            self.mark(id);
         }
         self.with_reads = later;
     }
@@ -682,6 +710,7 @@ impl Driver {
             let Some(g) = self.groups.get_mut(&id) else { continue };
             if g.take_lost_leadership() && now.boot_ns < self.shedding_until_ns {
                 self.shed += 1;
+                self.handed_over.insert(id);
             }
             for to in g.take_wanted() {
                 match g.node_of(to) {

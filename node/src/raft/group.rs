@@ -4,7 +4,7 @@ use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::raft::apply::{ApplyTask, Committed, Replies, StateMachine, refuse};
 use crate::raft::driver::{
     Channel, DriverSettings, GroupFacts, Incoming, MembershipChange, Now, PeerMessage,
-    PersistedItem, PlantedFaults, Round, Write,
+    PersistedItem, PlantedFaults, Round, STAMP_MS_MAX, Write,
 };
 use crate::raft::handle::{ProposeError, ProposeResult, ReadError, ReplicaView, Role, Status};
 use crate::raft::lease::Lease;
@@ -58,10 +58,14 @@ struct Changing {
 
 /// Most committed entries that may wait for apply, in bytes, before a follower takes no more.
 const APPLY_BEHIND_BYTES_MAX: u64 = 64 << 20;
+/// Most bytes of a follower's entries whose sync may be under way.
+const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
 /// Reads of one group that may wait.
 const READS_WAITING_MAX: usize = 16_384;
 /// Bytes of committed entries that a Ready hands out.
 const COMMITTED_BYTES_MAX: u64 = 8 << 20;
+/// Entries that a transfer's target may be behind: proposals wait until it has them.
+const TRANSFER_LAG_MAX: u64 = 1_000;
 const MESSAGE_BYTES_MAX: u64 = 512 << 10;
 const MESSAGES_IN_FLIGHT_MAX: usize = 64;
 
@@ -74,6 +78,8 @@ pub(super) struct Group {
     view: Arc<ReplicaView>,
     /// Readies whose write is not synced yet.
     writes: u32,
+    /// Ready numbers and bytes of entries whose sync is under way.
+    unsynced: VecDeque<(u64, u64)>,
     saved_vote: (u64, u64),
     /// Until then this replica neither votes nor campaigns: it may have answered a heartbeat that
     /// a lease counts on before it was restarted.
@@ -99,6 +105,8 @@ pub(super) struct Group {
     term_start: u64,
     committed: VecDeque<Entry>,
     committed_bytes: u64,
+    /// Index and bytes of entries that are committed and not applied.
+    handed: VecDeque<(u64, u64)>,
     changing: Option<Changing>,
     change_reply: Option<(u64, oneshot::Sender<Result<(), String>>)>,
     incoming: Option<Incoming>,
@@ -174,7 +182,10 @@ impl Group {
             max_inflight_msgs: MESSAGES_IN_FLIGHT_MAX,
             check_quorum: true,
             pre_vote: true,
-            batch_append: true,
+            // raft 0.7 batches entries into an empty append of another index when a rejection moved
+            // the follower back in the same round; the follower then acknowledges an entry that it
+            // does not have. Proposals are packed before they come here.
+            batch_append: false,
             read_only_option: ReadOnlyOption::Safe,
             // Proposals are bounded by us, before they are packed.
             max_uncommitted_size: raft::NO_LIMIT,
@@ -191,6 +202,7 @@ impl Group {
             record: record.clone(),
             view,
             writes: 0,
+            unsynced: VecDeque::new(),
             saved_vote: (v.term, v.vote),
             votes_held_until_ns: match vote {
                 Some(v) if v.term > 0 => started_ns + settings.election_ns(),
@@ -211,6 +223,7 @@ impl Group {
             term_start: u64::MAX,
             committed: VecDeque::new(),
             committed_bytes: 0,
+            handed: VecDeque::new(),
             changing: None,
             change_reply: None,
             incoming: None,
@@ -273,17 +286,26 @@ impl Group {
         now.boot_ns < self.votes_held_until_ns
     }
 
-    /// A follower that cannot apply as fast as it is sent takes no more entries meanwhile.
-    pub fn is_apply_behind(&self) -> bool {
-        self.committed_bytes > APPLY_BEHIND_BYTES_MAX
+    /// Whether a checkpoint's record waits for its sync. raft must not campaign meanwhile: it would
+    /// look for entries that the checkpoint replaced.
+    pub fn is_installing(&self) -> bool {
+        self.raw.raft.raft_log.applied < self.raw.store().truncated().0
+    }
+
+    /// A follower that cannot sync or apply as fast as it is sent takes no more entries meanwhile.
+    pub fn is_behind(&self) -> bool {
+        let unsynced: u64 = self.unsynced.iter().map(|(_, bytes)| bytes).sum();
+        self.committed_bytes > APPLY_BEHIND_BYTES_MAX || unsynced > UNSYNCED_BYTES_MAX
     }
 
     pub fn step_message(&mut self, message: Message, lease_ns: u64) {
-        if message.get_msg_type() == MessageType::MsgHeartbeatResponse
+        let answers_heartbeat = message.get_msg_type() == MessageType::MsgHeartbeatResponse
             && self.is_leader()
-            && message.term == self.raw.raft.term
-            && let Ok(number) = <[u8; 8]>::try_from(&message.context[..])
-        {
+            && message.term == self.raw.raft.term;
+        if answers_heartbeat {
+            self.note_committed(&message);
+        }
+        if answers_heartbeat && let Ok(number) = <[u8; 8]>::try_from(&message.context[..]) {
             let prs = self.raw.raft.prs();
             self.lease.answered(
                 u64::from_be_bytes(number),
@@ -296,6 +318,27 @@ impl Group {
         }
         // An error says that the sender is unknown or a proposal was dropped: raft tries again.
         let _ = self.raw.step(message);
+    }
+
+    /// What a replica has committed it has, durably: its answer left behind the sync. One that took
+    /// a checkpoint and whose acknowledgement was lost would else be offered checkpoints that it
+    /// does not need for as long as nothing is written.
+    fn note_committed(&mut self, message: &Message) {
+        let raft = &self.raw.raft;
+        let index = message.commit;
+        let is_news = raft.prs().get(message.from).is_some_and(|p| index > p.matched);
+        if is_news && index <= raft.raft_log.committed {
+            let mut has = Message {
+                from: message.from,
+                to: self.replica.0,
+                term: raft.term,
+                index,
+                commit: index,
+                ..Default::default()
+            };
+            has.set_msg_type(MessageType::MsgAppendResponse);
+            let _ = self.raw.step(has);
+        }
     }
 
     /// Offers a verified checkpoint to raft; it takes it if it is ahead and names this replica.
@@ -399,7 +442,8 @@ impl Group {
         let tag = if self.id == GroupId::META {
             META_COMMANDS_TAG
         } else {
-            let now_stamp = now.wall_ms.saturating_sub(EPOCH_UNIX_MS) << 21;
+            let now_ms = now.wall_ms.saturating_sub(EPOCH_UNIX_MS).min(STAMP_MS_MAX);
+            let now_stamp = now_ms << 21;
             let stamp = now_stamp.max(((after >> 10) + 1) << 10).max(self.last_stamp);
             self.last_stamp = stamp;
             for (tag, value) in [
@@ -486,7 +530,8 @@ impl Group {
     pub fn tick(&mut self, now: Now, election_ns: u64, lease_ns: u64, shedding: bool) -> bool {
         let raft = &self.raw.raft;
         // No campaign while votes are held, but no later one either.
-        if self.holds_votes(now) && raft.election_elapsed + 1 >= raft.election_timeout() {
+        let holds = self.holds_votes(now) || self.is_installing();
+        if holds && raft.election_elapsed + 1 >= raft.election_timeout() {
             return false;
         }
         self.raw.tick();
@@ -528,6 +573,7 @@ impl Group {
             return;
         }
         let me = self.replica.0;
+        let last = self.raw.raft.raft_log.last_index();
         let voters = &self.record.membership.voters;
         let best = self
             .raw
@@ -535,6 +581,7 @@ impl Group {
             .prs()
             .iter()
             .filter(|(id, p)| **id != me && voters.contains(id) && p.recent_active)
+            .filter(|(_, p)| p.matched + TRANSFER_LAG_MAX >= last)
             .filter(|(id, _)| to.is_none_or(|to| to.0 == **id))
             .max_by_key(|(id, p)| (p.matched, **id))
             .map(|(id, _)| *id);
@@ -675,19 +722,24 @@ impl Group {
 
     /// The write of a Ready is synced.
     pub fn persisted(&mut self, item: &PersistedItem, round: &mut Round) -> Result<(), String> {
+        if let Some(number) = item.ready {
+            self.writes = self.writes.saturating_sub(1);
+            self.raw.on_persist_ready(number);
+            while self.unsynced.front().is_some_and(|(n, _)| *n <= number) {
+                self.unsynced.pop_front();
+            }
+        }
         if item.installed.is_some()
             && let Some((index, directory)) = self.installing.take()
         {
+            // To raft it is applied: what lies before it cannot be read any more.
+            self.raw.advance_apply_to(index);
             round.apply.push(ApplyTask::Install {
                 group: self.id,
                 replica: self.replica,
                 directory,
                 index,
             });
-        }
-        if let Some(number) = item.ready {
-            self.writes = self.writes.saturating_sub(1);
-            self.raw.on_persist_ready(number);
         }
         if let Some(index) = item.change {
             self.change_is_durable(index, round)?;
@@ -705,6 +757,12 @@ impl Group {
             ));
         }
         self.raw.mut_store().conf_state = cs;
+        if self.is_leader() && !self.record.membership.is_voter(self.replica) {
+            // Elected before it had applied its removal, which an earlier leader had proposed. raft
+            // would let it lead on, and panic.
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
+        }
         self.voters = voters_of(&self.record.membership);
         self.lease.reset();
         self.publish_lease();
@@ -823,10 +881,10 @@ impl Group {
                 self.in_flight_bytes -= bytes;
             }
         }
-        if self.committed.is_empty() && index >= self.raw.raft.raft_log.committed {
-            self.committed_bytes = 0;
-        } else {
-            self.committed_bytes = self.committed_bytes.saturating_sub(COMMITTED_BYTES_MAX);
+        while self.handed.front().is_some_and(|(i, _)| *i <= index) {
+            if let Some((_, bytes)) = self.handed.pop_front() {
+                self.committed_bytes -= bytes;
+            }
         }
         self.answer_reads();
         self.publish_lease();
@@ -875,14 +933,17 @@ impl Group {
         let entries = rd.take_entries();
         if !entries.is_empty() {
             persist = true;
-            round.write.ops.push(LogOp::Entries {
+            let op = LogOp::Entries {
                 replica: self.replica,
                 first_index: entries[0].index,
                 entries: entries.iter().map(|e| e.encode_to_vec()).collect(),
-            });
+            };
+            let bytes = entries.iter().map(|e| e.data.len() as u64).sum();
+            self.unsynced.push_back((rd.number(), bytes));
             if !self.raw.mut_store().append(entries) {
                 return Err("raft wrote entries that leave a gap in the log".into());
             }
+            round.write.ops.push(op);
         }
         let hs = &self.raw.store().hard_state;
         // The commit index is not worth a write of its own: a restart takes the applied one.
@@ -909,7 +970,10 @@ impl Group {
             }
         }
         let committed = rd.take_committed_entries();
-        self.committed_bytes += committed.iter().map(|e| e.data.len() as u64).sum::<u64>();
+        for e in &committed {
+            self.committed_bytes += e.data.len() as u64;
+            self.handed.push_back((e.index, e.data.len() as u64));
+        }
         self.committed.extend(committed);
         let ready = rd.number();
         self.raw.advance_append_async(rd);
@@ -1005,6 +1069,8 @@ impl Group {
         })?;
         self.raw.mut_store().install(meta.index, meta.term, incoming.membership.conf_state());
         self.record.directory = incoming.directory;
+        // Before anybody hears that it was taken: the next checkpoint gets a directory of its own.
+        self.view.directory.store(incoming.directory, Ordering::Release);
         self.voters = voters_of(&incoming.membership);
         self.record.membership = incoming.membership;
         self.record.membership_index = incoming.membership_index;

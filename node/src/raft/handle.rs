@@ -73,7 +73,8 @@ pub struct ReplicaView {
     /// once everything acknowledged in earlier terms is applied here.
     pub lease_until_ns: AtomicU64,
     pub status: RwLock<Status>,
-    /// The live database is `<data>/partitions/<replica>.<directory>`.
+    /// The database is `<data>/partitions/<replica>.<directory>`. Of a checkpoint from when it was
+    /// taken, before its record is synced.
     pub directory: AtomicU32,
 }
 

@@ -12,6 +12,9 @@ const ROUNDS_MAX: usize = 64;
 #[derive(Default)]
 pub struct Lease {
     rounds: VecDeque<Round>,
+    /// Of all rounds ever sent: raft repeats the number of a read that waits, and a repetition must
+    /// not count as a new round, whatever was forgotten since.
+    highest: u64,
     until_ns: u64,
     /// No lease any more in this term: a leader transfer may have been sent in it.
     void_term: u64,
@@ -26,7 +29,8 @@ struct Round {
 impl Lease {
     /// A heartbeat of this round goes out. The first send's time counts.
     pub fn sent(&mut self, number: u64, now_ns: u64) {
-        if self.rounds.back().is_none_or(|r| r.number < number) {
+        if number > self.highest {
+            self.highest = number;
             if self.rounds.len() == ROUNDS_MAX {
                 self.rounds.pop_front();
             }
@@ -118,6 +122,16 @@ mod tests {
         assert!(l.answered(1, 2, 1, 1000, majority));
         assert_eq!(l.until_ns(5), 0);
         assert_eq!(l.until_ns(6), 1100);
+    }
+
+    #[test]
+    fn a_repeated_number_of_a_forgotten_round_gives_nothing() {
+        let mut l = Lease::default();
+        l.sent(7, 100);
+        l.reset();
+        l.sent(7, 900);
+        assert!(!l.answered(7, 2, 1, 1000, majority));
+        assert_eq!(l.until_ns(1), 0);
     }
 
     #[test]

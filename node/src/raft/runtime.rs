@@ -2,7 +2,7 @@
 //! apply, one that flushes databases and gives log space back.
 use crate::clock;
 use crate::ids::{GroupId, NodeId};
-use crate::raft::apply::{Applier, ApplyTask, Reopen};
+use crate::raft::apply::{Applier, ApplyNotice, ApplyTask, Reopen};
 use crate::raft::driver::{
     Channel, Counters, Driver, DriverSettings, Input, NewGroup, Now, PeerMessage, PersistedItem,
     Write,
@@ -11,6 +11,7 @@ use crate::raft::handle::{RaftHandle, Replicas, Request, Role};
 use crate::raft::log::{LogBatch, LogError, RaftLog};
 use crate::raft::mailbox::Mailbox;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -63,6 +64,14 @@ pub struct RaftRuntime {
     threads: Vec<JoinHandle<()>>,
 }
 
+fn panicked(thread: &str) -> LogError {
+    LogError::Io {
+        path: format!("thread {thread}"),
+        action: "continued",
+        reason: "it panicked (see above)".into(),
+    }
+}
+
 fn now() -> Now {
     Now { boot_ns: clock::boottime_ns(), wall_ms: clock::wall_ms() }
 }
@@ -76,8 +85,16 @@ impl RaftRuntime {
         let inputs: Arc<Mailbox<Input>> = Arc::default();
         let stopping = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
+        // Without one of its threads a node would go on half alive: no panic stays in its thread.
+        let fatal = parts.fatal.clone();
         let mut spawn = |name: &str, f: Box<dyn FnOnce() + Send>| -> std::io::Result<()> {
-            threads.push(std::thread::Builder::new().name(name.into()).spawn(f)?);
+            let (fatal, thread) = (fatal.clone(), name.to_owned());
+            let supervised = move || {
+                if catch_unwind(AssertUnwindSafe(f)).is_err() {
+                    fatal(&panicked(&thread));
+                }
+            };
+            threads.push(std::thread::Builder::new().name(name.into()).spawn(supervised)?);
             Ok(())
         };
         let mut appliers: Vec<Arc<Mailbox<ApplyTask>>> = Vec::new();
@@ -222,9 +239,9 @@ fn log_loop(
         }
         if !batch.ops.is_empty() {
             number += 1;
+            // raft-engine panics where a sync fails: that ends the process as well.
             if let Err(e) = log.write(number, batch).and_then(|()| synced(number)) {
-                fatal(&e);
-                return;
+                return fatal(&e);
             }
         }
         // The driver hears of it before any peer can answer: raft asserts that a candidate whose
@@ -242,7 +259,16 @@ fn apply_loop(tasks: &Mailbox<ApplyTask>, inputs: &Mailbox<Input>, reopen: Reope
     let mut applier = Applier::new(reopen);
     let mut inbox = Vec::new();
     while tasks.receive(&mut inbox, None) {
-        let notices: Vec<_> = inbox.drain(..).filter_map(|t| applier.run(t)).collect();
+        let mut notices = Vec::new();
+        for task in inbox.drain(..) {
+            let (group, replica) = (task.group(), task.replica());
+            // A panic closes the group that it was in, and no other.
+            let run = catch_unwind(AssertUnwindSafe(|| applier.run(task)));
+            notices.extend(run.unwrap_or_else(|_| {
+                let reason = "apply panicked (see the log above)".into();
+                Some(ApplyNotice::Failed { group, replica, reason })
+            }));
+        }
         if !notices.is_empty() {
             let _ = inputs.push(Input::Notices(notices));
         }
@@ -278,17 +304,15 @@ fn flush_loop(
             since.remove(&view.group);
             match view.reader.flush() {
                 Ok(index) => {
-                    view.unflushed_bytes.fetch_sub(
-                        bytes.min(view.unflushed_bytes.load(Ordering::Relaxed)),
-                        Ordering::Relaxed,
-                    );
+                    let left = view.reader.unflushed_bytes();
+                    view.unflushed_bytes.store(left, Ordering::Relaxed);
                     let flushed =
                         Input::Flushed { group: view.group, replica: view.replica, index };
                     let _ = inputs.push(flushed);
                 }
                 Err(e) => {
                     let reason = format!("flush failed: {e}");
-                    let notice = crate::raft::apply::ApplyNotice::Failed {
+                    let notice = ApplyNotice::Failed {
                         group: view.group,
                         replica: view.replica,
                         reason: reason.into(),

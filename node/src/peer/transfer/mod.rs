@@ -150,6 +150,8 @@ pub enum TransferError {
     Receiver(String),
     #[error("the receiver has said nothing for {ms} ms")]
     Silent { ms: u64 },
+    #[error("the log begins at {first_index} by now: a checkpoint at {index} is of no more use")]
+    Overtaken { index: u64, first_index: u64 },
     #[error("this node is in no cluster yet")]
     NotJoined,
     #[error("the node stops")]

@@ -169,6 +169,8 @@ pub(super) fn want(inner: &Arc<Inner>, group: GroupId, replica: ReplicaId, node:
                 inner.counters.sent.fetch_add(1, Ordering::Relaxed);
                 let took_ms = start.elapsed().as_millis() as u64;
                 tracing::info!(%group, replica = replica.0, node = node.0, bytes, took_ms, "checkpoint sent");
+                // The log is kept until the leader has heard from the replica itself.
+                sleep(Duration::from_millis(4 * inner.settings.retry_ms)).await;
             }
             Err(TransferError::Stopping) => return,
             Err(error) => {
@@ -190,6 +192,10 @@ async fn send(
     node: NodeId,
 ) -> Result<u64, TransferError> {
     let _slot = inner.sender.slots.acquire().await.map_err(|_| TransferError::Stopping)?;
+    // From before the checkpoint is made: hashing a large database takes a while.
+    if let Some(local) = inner.host.replica(group) {
+        inner.host.hold_log(group, replica, Some(local.applied_index));
+    }
     let prepared = prepare(inner, group, replica).await?;
     let (index, bytes) = (prepared.manifest.index, prepared.bytes);
     inner.host.hold_log(group, replica, Some(index));
@@ -213,6 +219,14 @@ async fn send(
             }
             Ok(Err(_)) => return Err(TransferError::Stopping),
             Err(_) => {
+                // What is held is forgotten in time, unless it is said again; what the log has
+                // dropped all the same makes this checkpoint useless.
+                inner.host.hold_log(group, replica, Some(index));
+                let first_index = inner.host.first_index(group);
+                if index + 1 < first_index {
+                    inner.sender.prepared.lock().await.remove(&group);
+                    return Err(TransferError::Overtaken { index, first_index });
+                }
                 let outgoing = inner.sender.outgoing.lock();
                 let ready = outgoing.get(&(group, replica)).and_then(|o| o.ready.as_ref());
                 if ready.is_none_or(|r| r.active.elapsed() > silence) {

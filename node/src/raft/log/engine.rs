@@ -5,6 +5,7 @@ use raft::eraftpb::Entry;
 use raft_engine::{
     Command, Config, Engine, LogBatch as EngineBatch, MessageExt, ReadableSize, RecoveryMode,
 };
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Region that holds what belongs to the log itself; replica ids begin at 1.
@@ -173,6 +174,9 @@ impl RaftLog for EngineLog {
         let put = |out: &mut EngineBatch, region: u64, key: &[u8], value: Vec<u8>| {
             out.put(region, key.to_vec(), value).map_err(|e| self.error("written", e))
         };
+        // What this batch says itself counts before what the engine holds.
+        let mut votes: HashMap<ReplicaId, Vec<u8>> = HashMap::new();
+        let mut records: HashMap<ReplicaId, Vec<u8>> = HashMap::new();
         for op in batch.ops {
             match op {
                 LogOp::Entries { replica, first_index, entries } => {
@@ -185,18 +189,24 @@ impl RaftLog for EngineLog {
                         .map_err(|e| self.error("written", e))?;
                 }
                 LogOp::Vote { replica, vote } => {
-                    put(&mut out, replica.0, KEY_VOTE, vote.encode())?;
+                    let vote = vote.encode();
+                    votes.insert(replica, vote.clone());
+                    put(&mut out, replica.0, KEY_VOTE, vote)?;
                 }
                 LogOp::Record(record) => {
-                    put(&mut out, record.replica.0, KEY_RECORD, record.encode())?;
+                    let (replica, record) = (record.replica, record.encode());
+                    records.insert(replica, record.clone());
+                    put(&mut out, replica.0, KEY_RECORD, record)?;
                 }
                 LogOp::Compact { replica, first_kept } => {
                     out.add_command(replica.0, Command::Compact { index: first_kept });
                 }
                 LogOp::Clear { replica } => {
                     // `Compact` past the end would leave the region's last index wrong.
-                    let keep = |key: &[u8]| self.engine.get(replica.0, key);
-                    let (vote, record) = (keep(KEY_VOTE), keep(KEY_RECORD));
+                    let keep = |own: &HashMap<_, Vec<u8>>, key: &[u8]| {
+                        own.get(&replica).cloned().or_else(|| self.engine.get(replica.0, key))
+                    };
+                    let (vote, record) = (keep(&votes, KEY_VOTE), keep(&records, KEY_RECORD));
                     out.add_command(replica.0, Command::Clean);
                     for (key, value) in [(KEY_VOTE, vote), (KEY_RECORD, record)] {
                         if let Some(value) = value {
@@ -222,9 +232,13 @@ impl RaftLog for EngineLog {
             return Ok(Vec::new());
         }
         let mut raw = Vec::new();
-        self.engine
-            .fetch_entries_to::<Ext>(replica.0, low, high, Some(max_bytes as usize), &mut raw)
-            .map_err(|e| self.error("read", e))?;
+        let mut fetch = || {
+            raw.clear();
+            let max = Some(max_bytes as usize);
+            self.engine.fetch_entries_to::<Ext>(replica.0, low, high, max, &mut raw)
+        };
+        // A purge may move entries between the look into the index and the read: look again.
+        fetch().or_else(|_| fetch()).map_err(|e| self.error("read", e))?;
         if raw.is_empty() {
             return Err(LogError::Missing { replica, index: low });
         }

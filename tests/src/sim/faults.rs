@@ -1,0 +1,187 @@
+//! Which faults a seed has. Each seed draws its own mix, and many have none of a kind: what only
+//! shows while messages are not lost shows too.
+use rand::Rng;
+use rand::rngs::StdRng;
+
+/// Bugs planted to prove that the simulation finds them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Planted {
+    AcknowledgedBeforeSync,
+    ReplicaIdUsedTwice,
+    AppliedOutOfOrder,
+    LeaseKeptOverPause,
+    RevisionCheckedBeforeIds,
+    CommitBackAtRestart,
+    MembershipLostAtRestart,
+}
+
+/// What strikes now and then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Strike {
+    Crash,
+    Pause,
+    Cut,
+    ClockJump,
+    Transfer,
+    /// A replica goes to another node, under a new id.
+    Move,
+    /// A node loses its disk: its replicas are made anew under new ids.
+    LoseDisk,
+}
+
+pub const STRIKES: [Strike; 7] = [
+    Strike::Crash,
+    Strike::Pause,
+    Strike::Cut,
+    Strike::ClockJump,
+    Strike::Transfer,
+    Strike::Move,
+    Strike::LoseDisk,
+];
+
+#[derive(Debug, Clone)]
+pub struct Faults {
+    pub loss: f64,
+    pub duplicate: f64,
+    pub damage: f64,
+    /// Frames that take far longer than others.
+    pub late: f64,
+    pub in_order: bool,
+    delay_us: (u64, u64),
+    sync_us: (u64, u64),
+    apply_us: (u64, u64),
+    /// Between what a read checks and what it reads.
+    read_us: (u64, u64),
+    /// Mean time between strikes of each kind in ms; 0: none.
+    gaps_ms: [u64; STRIKES.len()],
+    /// Of crashes: the machine's, whose boot-time clock begins anew.
+    pub power_loss: f64,
+    pub flush_gap_ms: u64,
+    pub kept_log_bytes: u64,
+    pub cache_bytes: u64,
+    pub entry_bytes: usize,
+    /// Size of some events.
+    pub event_bytes: usize,
+    /// How far boot-time clocks go wrong, in parts per million.
+    pub clock_ppm: i64,
+    pub partitions: u32,
+    pub streams: u32,
+    pub clients: u32,
+    /// A node beside those that hold replicas at first.
+    pub spare_node: bool,
+}
+
+impl Faults {
+    pub fn of_seed(rng: &mut StdRng, planted: Option<Planted>) -> Faults {
+        let mut faults = Faults {
+            loss: some(rng, 0.6, 0.001, 0.15),
+            duplicate: some(rng, 0.6, 0.001, 0.2),
+            damage: some(rng, 0.2, 0.001, 0.05),
+            late: some(rng, 0.5, 0.001, 0.1),
+            in_order: rng.random_bool(0.3),
+            delay_us: span(rng, 50, 8_000),
+            sync_us: span(rng, 50, 12_000),
+            apply_us: span(rng, 20, 6_000),
+            read_us: match rng.random_range(0..3) {
+                0 => (20, 40_000),
+                _ => (20, 300),
+            },
+            gaps_ms: [0; STRIKES.len()],
+            power_loss: [0.0, 0.5, 1.0][rng.random_range(0..3)],
+            flush_gap_ms: [15, 60, 250][rng.random_range(0..3)],
+            kept_log_bytes: [0, 0, 20_000, 32 << 20][rng.random_range(0..4)],
+            cache_bytes: [0, 4_000, 512 << 10][rng.random_range(0..3)],
+            entry_bytes: [1, 2_000, 1 << 20][rng.random_range(0..3)],
+            event_bytes: [0, 0, 3_000][rng.random_range(0..3)],
+            clock_ppm: [0, 1_000, 10_000][rng.random_range(0..3)],
+            partitions: rng.random_range(1..=3),
+            streams: rng.random_range(2..=5),
+            clients: rng.random_range(3..=5),
+            spare_node: false,
+        };
+        for (gap, (chance, least, most)) in faults.gaps_ms.iter_mut().zip([
+            (0.7, 150, 1_000),
+            (0.5, 150, 1_000),
+            (0.5, 200, 1_000),
+            (0.4, 100, 800),
+            (0.4, 80, 800),
+            (0.35, 150, 600),
+            (0.25, 300, 1_000),
+        ]) {
+            if rng.random_bool(chance) {
+                *gap = rng.random_range(least..most);
+            }
+        }
+        match planted {
+            Some(Planted::ReplicaIdUsedTwice) => faults.always(Strike::LoseDisk, 250),
+            Some(Planted::LeaseKeptOverPause) => faults.always(Strike::Pause, 250),
+            Some(Planted::MembershipLostAtRestart) => {
+                faults.always(Strike::Move, 200);
+                faults.always(Strike::Crash, 200);
+            }
+            Some(Planted::AcknowledgedBeforeSync | Planted::CommitBackAtRestart) => {
+                faults.always(Strike::Crash, 200);
+            }
+            _ => {}
+        }
+        faults.spare_node = faults.gap_ms(Strike::Move) > 0;
+        faults
+    }
+
+    fn always(&mut self, strike: Strike, gap_ms: u64) {
+        self.gaps_ms[strike as usize] = gap_ms;
+    }
+
+    pub fn gap_ms(&self, strike: Strike) -> u64 {
+        self.gaps_ms[strike as usize]
+    }
+
+    /// Everything is over: what is left is an ordinary network.
+    pub fn end(&mut self) {
+        self.loss = 0.0;
+        self.duplicate = 0.0;
+        self.damage = 0.0;
+        self.late = 0.0;
+        self.gaps_ms = [0; STRIKES.len()];
+    }
+
+    pub fn delay_ns(&self, rng: &mut StdRng) -> u64 {
+        let ns = draw(rng, self.delay_us);
+        if self.late > 0.0 && rng.random_bool(self.late) {
+            return ns + draw(rng, (5_000, 400_000));
+        }
+        ns
+    }
+
+    pub fn sync_ns(&self, rng: &mut StdRng) -> u64 {
+        draw(rng, self.sync_us)
+    }
+
+    pub fn apply_ns(&self, rng: &mut StdRng) -> u64 {
+        draw(rng, self.apply_us)
+    }
+
+    pub fn read_ns(&self, rng: &mut StdRng) -> u64 {
+        draw(rng, self.read_us)
+    }
+}
+
+/// Between half of the mean and three halves.
+pub fn around_ms(rng: &mut StdRng, mean_ms: u64) -> u64 {
+    let mean_ns = mean_ms * 1_000_000;
+    rng.random_range(mean_ns / 2..=mean_ns * 3 / 2)
+}
+
+fn some(rng: &mut StdRng, chance: f64, least: f64, most: f64) -> f64 {
+    if rng.random_bool(chance) { rng.random_range(least..most) } else { 0.0 }
+}
+
+fn span(rng: &mut StdRng, least_us: u64, most_us: u64) -> (u64, u64) {
+    // Most seeds are quick, so that much happens.
+    let most_us = most_us >> rng.random_range(0..6);
+    (least_us, most_us.max(least_us + 20))
+}
+
+fn draw(rng: &mut StdRng, (least_us, most_us): (u64, u64)) -> u64 {
+    rng.random_range(least_us * 1_000..=most_us * 1_000)
+}

@@ -1,0 +1,123 @@
+//! A whole cluster from a seed: the product's driver, log records and apply under a scheduler that
+//! loses, delays, doubles and reorders messages, crashes and pauses nodes, tears writes, and moves
+//! replicas. The same seed gives the same run, event for event.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `world` | virtual time, the queue of events, one run from start to judgement |
+//! | `node` | one node as the product wires it: what its process and its disks hold |
+//! | `checkpoints` | checkpoints for replicas that are behind |
+//! | `disk` | the log and the databases of a node, and what a crash leaves of them |
+//! | `network` | frames between nodes |
+//! | `faults`, `strikes` | which faults a seed has; what each does |
+//! | `moves` | membership changes step by step |
+//! | `clients` | clients that record a history |
+//! | `invariants` | what must hold after every step |
+mod checkpoints;
+mod clients;
+mod disk;
+mod faults;
+mod invariants;
+mod moves;
+mod network;
+mod node;
+mod strikes;
+mod world;
+
+pub use faults::Planted;
+pub use invariants::Kind;
+use std::cell::Cell;
+use std::fmt;
+use std::sync::Once;
+
+/// What to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Nodes at the start: 3 or 5. Each partition has three replicas.
+    pub nodes: usize,
+    /// A bug to plant, to see it found.
+    pub planted: Option<Planted>,
+    /// Check what leaves a node against what it has synced. Off: only what follows from a broken
+    /// promise is seen.
+    pub promises: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { nodes: 3, planted: None, promises: true }
+    }
+}
+
+/// A run in which everything held.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Over all events with their content.
+    pub hash: u64,
+    pub events: u64,
+    pub acknowledged: usize,
+    pub lease_reads: u64,
+    pub crashes: u64,
+    pub checkpoints: u64,
+    pub membership_changes: u64,
+    pub elections: u64,
+}
+
+/// What did not hold.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    pub seed: u64,
+    pub kind: Kind,
+    pub detail: String,
+    /// Virtual time.
+    pub at_ms: u64,
+    /// The last events.
+    pub trace: Vec<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in &self.trace {
+            writeln!(f, "  {line}")?;
+        }
+        let Failure { seed, kind, detail, at_ms, .. } = self;
+        writeln!(f, "seed {seed}, at {at_ms} ms of virtual time: {kind:?}: {detail}")?;
+        write!(
+            f,
+            "again: RINGFOLD_SIM_SEED={seed} cargo test -p ringfold-tests --test simulation one_seed -- --nocapture"
+        )
+    }
+}
+
+/// Lines kept of a run that failed; `RINGFOLD_SIM_TRACE` sets another number.
+const TRACE_LINES: usize = 50;
+
+/// Runs one seed. A run that fails is run again, with its events written down.
+pub fn run(seed: u64, options: Options) -> Result<Report, Box<Failure>> {
+    quiet_panics();
+    IN_SIMULATION.set(true);
+    let outcome = world::World::new(seed, options, 0).run().or_else(|_| {
+        let lines = std::env::var("RINGFOLD_SIM_TRACE").ok().and_then(|n| n.parse().ok());
+        world::World::new(seed, options, lines.unwrap_or(TRACE_LINES)).run()
+    });
+    IN_SIMULATION.set(false);
+    outcome
+}
+
+thread_local! {
+    static IN_SIMULATION: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The driver catches panics of the raft library and closes the group with their message: they are
+/// told as failures of the run, not as noise.
+fn quiet_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let of_raft = info.location().is_some_and(|l| l.file().contains("raft-0."));
+            if !(IN_SIMULATION.get() && of_raft) {
+                usual(info);
+            }
+        }));
+    });
+}

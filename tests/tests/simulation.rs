@@ -1,0 +1,174 @@
+//! Whole clusters from a seed, in virtual time, with the product's driver and apply.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // tests
+use ringfold_tests::checker;
+use ringfold_tests::sim::{Failure, Kind, Options, Planted, Report, run};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+const THREADS: u64 = 2;
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|v| v.parse().ok())
+}
+
+/// Runs seeds on two threads until one fails; the totals, or the failure of the least seed among
+/// those that had begun.
+fn run_seeds(seeds: std::ops::Range<u64>, options: Options) -> Result<Report, Box<Failure>> {
+    let (next, stop) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
+    let total = Mutex::new((Report::default(), None::<Box<Failure>>));
+    let began = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let outcome = run(seed, options);
+                    let mut total = total.lock().unwrap();
+                    match outcome {
+                        Ok(r) => add(&mut total.0, &r),
+                        Err(f) => {
+                            stop.store(true, Ordering::Relaxed);
+                            if total.1.as_ref().is_none_or(|known| f.seed < known.seed) {
+                                total.1 = Some(f);
+                            }
+                        }
+                    }
+                    let done = seed - seeds.start + 1;
+                    if done.is_multiple_of(100) {
+                        eprintln!("{done} seeds after {:.0?}: {:?}", began.elapsed(), total.0);
+                    }
+                }
+            });
+        }
+    });
+    match total.into_inner().unwrap() {
+        (_, Some(failure)) => Err(failure),
+        (report, None) => Ok(report),
+    }
+}
+
+fn add(total: &mut Report, r: &Report) {
+    total.events += r.events;
+    total.acknowledged += r.acknowledged;
+    total.lease_reads += r.lease_reads;
+    total.crashes += r.crashes;
+    total.checkpoints += r.checkpoints;
+    total.membership_changes += r.membership_changes;
+    total.elections += r.elections;
+}
+
+fn hold(seeds: std::ops::Range<u64>, options: Options) -> Report {
+    match run_seeds(seeds, options) {
+        Ok(report) => report,
+        Err(failure) => panic!("\n{failure}"),
+    }
+}
+
+/// `RINGFOLD_SIM_SEEDS` runs more, `RINGFOLD_SIM_FIRST` begins elsewhere.
+#[test]
+fn a_thousand_seeds_hold() {
+    let count = setting("RINGFOLD_SIM_SEEDS").unwrap_or(1_000);
+    let first = setting("RINGFOLD_SIM_FIRST").unwrap_or(0);
+    let total = hold(first..first + count, Options::default());
+    eprintln!("{count} seeds: {total:?}");
+    // The faults that are meant to happen do happen.
+    assert!(total.acknowledged as u64 > 50 * count, "too few appends: {total:?}");
+    assert!(total.lease_reads > count, "too few reads under a lease: {total:?}");
+    assert!(total.crashes > count, "too few crashes: {total:?}");
+    assert!(10 * total.checkpoints > count, "too few checkpoints: {total:?}");
+    assert!(4 * total.membership_changes > count, "too few membership changes: {total:?}");
+}
+
+#[test]
+fn five_nodes_hold() {
+    hold(0..60, Options { nodes: 5, ..Options::default() });
+}
+
+/// Does nothing without `RINGFOLD_SIM_SEED`.
+#[test]
+fn one_seed() {
+    let Some(seed) = setting("RINGFOLD_SIM_SEED") else { return };
+    let nodes = setting("RINGFOLD_SIM_NODES").unwrap_or(3) as usize;
+    match run(seed, Options { nodes, ..Options::default() }) {
+        Ok(report) => eprintln!("seed {seed} holds: {report:?}"),
+        Err(failure) => panic!("\n{failure}"),
+    }
+}
+
+#[test]
+fn the_same_seed_twice_is_identical() {
+    let reports: Vec<Report> = (0..12).map(|seed| run(seed, Options::default()).unwrap()).collect();
+    for (seed, first) in reports.iter().enumerate() {
+        assert_eq!(*first, run(seed as u64, Options::default()).unwrap(), "seed {seed}");
+    }
+    assert_ne!(reports[0].hash, reports[1].hash);
+}
+
+/// Runs seeds with a planted bug until one fails.
+fn find(planted: Planted, promises: bool, seeds: u64) -> Box<Failure> {
+    let options = Options { planted: Some(planted), promises, ..Options::default() };
+    let found = run_seeds(0..seeds, options).expect_err("the planted bug was not found");
+    eprintln!("{planted:?}: seed {}: {:?}: {}", found.seed, found.kind, found.detail);
+    found
+}
+
+#[test]
+fn finds_an_acknowledgement_before_its_sync() {
+    assert_eq!(find(Planted::AcknowledgedBeforeSync, true, 20).kind, Kind::PromiseNotSynced);
+}
+
+/// The same, seen only in what follows from it.
+#[test]
+fn finds_what_follows_from_an_acknowledgement_before_its_sync() {
+    let kind = find(Planted::AcknowledgedBeforeSync, false, 200).kind;
+    let follows = matches!(
+        kind,
+        Kind::TwoLeaders
+            | Kind::VoteChanged
+            | Kind::CommittedDiffers
+            | Kind::NotOnMajority
+            | Kind::Closed
+            | Kind::History(_)
+    );
+    assert!(follows, "{kind:?}");
+}
+
+#[test]
+fn finds_a_replica_id_used_twice() {
+    let kind = find(Planted::ReplicaIdUsedTwice, true, 50).kind;
+    // It votes twice, or raft finds that it forgot what it had acknowledged.
+    let follows = matches!(
+        kind,
+        Kind::VoteChanged | Kind::Closed | Kind::CommittedDiffers | Kind::NotOnMajority
+    );
+    assert!(follows, "{kind:?}");
+}
+
+#[test]
+fn finds_entries_applied_out_of_order() {
+    assert_eq!(find(Planted::AppliedOutOfOrder, true, 50).kind, Kind::ContentDiffers);
+}
+
+#[test]
+fn finds_a_lease_kept_over_a_pause() {
+    assert_eq!(find(Planted::LeaseKeptOverPause, true, 50).kind, Kind::LeaseBroken);
+}
+
+#[test]
+fn finds_a_revision_checked_before_ids() {
+    let kind = find(Planted::RevisionCheckedBeforeIds, true, 50).kind;
+    assert_eq!(kind, Kind::History(checker::Kind::RetryRefused));
+}
+
+#[test]
+fn finds_a_commit_index_that_goes_back_at_restart() {
+    assert_eq!(find(Planted::CommitBackAtRestart, true, 50).kind, Kind::CommitWentBack);
+}
+
+#[test]
+fn finds_a_membership_lost_at_restart() {
+    assert_eq!(find(Planted::MembershipLostAtRestart, true, 100).kind, Kind::MembershipLost);
+}
