@@ -17,7 +17,7 @@ use crate::replicas::ReplicaHome;
 use futures::future::BoxFuture;
 use ringfold_proto::internal::{
     Hello, HelloAnswer, Identity, Join, JoinAnswer, MetaCommand, MetaGenesis, MetaJoin, MetaState,
-    ReducerTable, Refusal, reducer_table,
+    NodeAddress, ReducerTable, Refusal, reducer_table,
 };
 use ringfold_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
@@ -363,6 +363,14 @@ impl ControlHandler for Cluster {
         let mut answer = join::answer_hello(&state, me, self.meta_leader());
         if let Some(local) = local {
             answer.cluster_id = local.cluster_id.to_string();
+            // Whoever joins must be able to answer this node, whatever it has applied by now.
+            if answer.nodes.iter().all(|n| n.node_id != local.node.0) {
+                answer.nodes.push(NodeAddress {
+                    node_id: local.node.0,
+                    peer_address: self.me.peer_address.clone(),
+                    client_url: self.me.client_url.clone(),
+                });
+            }
         }
         answer
     }
