@@ -54,7 +54,8 @@ async fn idle_nodes_serve_and_their_cost_is_reported() {
     }
     let resident: u64 = after.iter().map(|c| c.resident_bytes).sum();
     eprintln!(
-        "idle: {PARTITIONS} partitions on 3 nodes, serving after {serving_after:.1?};          {:.1} % of one core for all three; {:.1} MiB resident a node, {:.2} MiB a replica",
+        "idle: {PARTITIONS} partitions on 3 nodes, serving after {serving_after:.1?}; \
+         {:.1} % of one core for all three; {:.1} MiB resident a node, {:.2} MiB a replica",
         100.0 * cpu.as_secs_f64() / measured.as_secs_f64(),
         resident as f64 / 3.0 / f64::from(1 << 20),
         resident as f64 / replicas as f64 / f64::from(1 << 20),
