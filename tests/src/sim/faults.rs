@@ -62,6 +62,8 @@ pub struct Faults {
     pub entry_bytes: usize,
     /// Size of some events.
     pub event_bytes: usize,
+    pub heartbeat_ticks: usize,
+    pub election_ticks: usize,
     /// How far boot-time clocks go wrong, in parts per million.
     pub clock_ppm: i64,
     pub partitions: u32,
@@ -94,6 +96,8 @@ impl Faults {
             entry_bytes: [1, 2_000, 1 << 20][rng.random_range(0..3)],
             event_bytes: [0, 0, 3_000][rng.random_range(0..3)],
             clock_ppm: [0, 1_000, 10_000][rng.random_range(0..3)],
+            heartbeat_ticks: 3,
+            election_ticks: 10,
             partitions: rng.random_range(1..=3),
             streams: rng.random_range(2..=5),
             clients: rng.random_range(3..=5),
@@ -111,6 +115,9 @@ impl Faults {
             if rng.random_bool(chance) {
                 *gap = rng.random_range(least..most);
             }
+        }
+        if rng.random_bool(0.3) {
+            (faults.heartbeat_ticks, faults.election_ticks) = (2, 5);
         }
         match planted {
             Some(Planted::ReplicaIdUsedTwice) => faults.always(Strike::LoseDisk, 250),
