@@ -50,6 +50,8 @@ pub struct Faults {
     delay_us: (u64, u64),
     sync_us: (u64, u64),
     apply_us: (u64, u64),
+    /// How late ticks are.
+    late_us: (u64, u64),
     /// Between what a read checks and what it reads.
     read_us: (u64, u64),
     /// Mean time between strikes of each kind in ms; 0: none.
@@ -84,6 +86,7 @@ impl Faults {
             delay_us: span(rng, 50, 8_000),
             sync_us: span(rng, 50, 12_000),
             apply_us: span(rng, 20, 6_000),
+            late_us: [(0, 100), (0, 1_000), (0, 6_000)][rng.random_range(0..3)],
             read_us: match rng.random_range(0..3) {
                 0 => (20, 40_000),
                 _ => (20, 300),
@@ -166,6 +169,10 @@ impl Faults {
 
     pub fn apply_ns(&self, rng: &mut StdRng) -> u64 {
         draw(rng, self.apply_us)
+    }
+
+    pub fn late_ns(&self, rng: &mut StdRng) -> u64 {
+        draw(rng, self.late_us)
     }
 
     pub fn read_ns(&self, rng: &mut StdRng) -> u64 {

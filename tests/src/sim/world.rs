@@ -465,7 +465,7 @@ impl World {
         self.check.state(n, &self.nodes, self.now_ns)?;
         self.poll_calls(n);
         self.poll_installs(n);
-        let late_ns = self.rng.random_range(0..200_000);
+        let late_ns = self.faults.late_ns(&mut self.rng);
         let at_ns = self.nodes[n].clock.at_boot_ns(tick_ns).max(self.now_ns + 1) + late_ns;
         self.step_at(n, at_ns);
         Ok(())
