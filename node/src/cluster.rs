@@ -17,7 +17,7 @@ use crate::replicas::ReplicaHome;
 use futures::future::BoxFuture;
 use ringfold_proto::internal::{
     Hello, HelloAnswer, Identity, Join, JoinAnswer, MetaCommand, MetaGenesis, MetaJoin, MetaState,
-    ReducerTable, Refusal, reducer_table,
+    NodeAddress, ReducerTable, Refusal, reducer_table,
 };
 use ringfold_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +30,9 @@ use tokio_util::sync::CancellationToken;
 
 /// A bootstrap must be applied within this time; said again it goes on.
 const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(20);
+
+const GREET_EVERY: Duration = Duration::from_secs(1);
+const GREET_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// This node's part in its cluster.
 pub struct Cluster {
@@ -189,20 +192,47 @@ impl Cluster {
         Ok(())
     }
 
+    /// Where other nodes may be: as known, and the seeds.
+    fn peers(&self) -> Vec<String> {
+        let known = self.transport.address_book().nodes().into_values();
+        let mut all: Vec<String> = known.map(|a| a.peer_address.to_string()).collect();
+        all.extend(self.seeds.iter().filter(|s| **s != self.me.peer_address).cloned());
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// While this member knows no leader of the meta group it tells its peers where it is and hears
+    /// where they are: it may know nothing yet, or everybody may have moved.
+    pub async fn greet(self: Arc<Self>) {
+        let mut local = self.transport.local().subscribe();
+        if local.wait_for(Option::is_some).await.is_err() {
+            return;
+        }
+        loop {
+            if let Some(local) = self.transport.local().get()
+                && self.meta_leader().is_none()
+            {
+                let hello = Hello {
+                    cluster_id: local.cluster_id.to_string(),
+                    node_id: local.node.0,
+                    peer_address: self.me.peer_address.clone(),
+                    client_url: self.me.client_url.clone(),
+                };
+                for address in self.peers() {
+                    let asked = self.transport.hello(&address, hello.clone());
+                    // A peer that cannot be reached is asked again with the next round.
+                    let _ = tokio::time::timeout(GREET_TIMEOUT, asked).await;
+                }
+            }
+            tokio::time::sleep(GREET_EVERY).await;
+        }
+    }
+
     /// Joins where the node has no cluster yet; then reports whenever the cluster knows it
     /// otherwise than it is.
     pub async fn join(self: Arc<Self>) -> Result<(), JoinError> {
-        let seeds = || {
-            let known = self
-                .transport
-                .address_book()
-                .nodes()
-                .into_values()
-                .map(|a| a.peer_address.to_string());
-            let mut all: Vec<String> = known.collect();
-            all.extend(self.seeds.iter().filter(|s| **s != self.me.peer_address).cloned());
-            all
-        };
+        let seeds = || self.peers();
         let identity = self.identity.lock().await.clone();
         if identity.cluster_id.is_empty() {
             let joining = Joining { cluster_id: String::new(), me: self.as_join(&identity) };
@@ -363,6 +393,14 @@ impl ControlHandler for Cluster {
         let mut answer = join::answer_hello(&state, me, self.meta_leader());
         if let Some(local) = local {
             answer.cluster_id = local.cluster_id.to_string();
+            // Whoever joins must be able to answer this node, whatever it has applied by now.
+            if answer.nodes.iter().all(|n| n.node_id != local.node.0) {
+                answer.nodes.push(NodeAddress {
+                    node_id: local.node.0,
+                    peer_address: self.me.peer_address.clone(),
+                    client_url: self.me.client_url.clone(),
+                });
+            }
         }
         answer
     }

@@ -205,6 +205,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
             cluster.start_member(&identity);
         }
         tasks.spawn(cancellable(&stop, cluster.clone().follow()));
+        tasks.spawn(cancellable(&stop, cluster.clone().greet()));
         tasks.spawn(cancellable(&stop, watch_clock(transport.clone(), input.clone())));
         let (joining, left, stop_all) = (cluster.clone().join(), left.clone(), stop.clone());
         tasks.spawn(cancellable(&stop, async move {

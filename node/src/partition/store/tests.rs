@@ -174,7 +174,11 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
     for file in std::fs::read_dir(from).unwrap() {
         let file = file.unwrap();
         if file.file_name() != "LOCK" {
-            std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+            match std::fs::copy(file.path(), to.join(file.file_name())) {
+                // What RocksDB needs no more it removes at any time.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                copied => _ = copied.unwrap(),
+            }
         }
     }
 }
