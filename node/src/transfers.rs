@@ -19,14 +19,20 @@ impl TransferHost for ReplicaTransfers {
     fn checkpoint(&self, group: GroupId, path: &Path) -> Result<Checkpoint, String> {
         let view = self.raft.replica(group).ok_or("no replica of the group is here")?;
         let mark = view.reader.checkpoint(path).map_err(|e| e.to_string())?;
-        // After the checkpoint: a database without a membership of its own was made at the group's
-        // beginning, and so must be the membership that the record has now.
+        // After the checkpoint: the record must have the membership of the entry that the database
+        // has last taken one from. It may be ahead of a database that replays the log after a start:
+        // that takes over the last change only, not those before it.
         let (reply, facts) = oneshot::channel();
         (self.input)(Input::Facts { group, reply });
         let facts =
             facts.blocking_recv().ok().flatten().ok_or("the replica was closed meanwhile")?;
-        if mark.membership.is_none() && facts.membership_index > 0 {
-            return Err("the membership changed while the checkpoint was made".into());
+        let inside = mark.membership.as_ref().map_or(0, |(index, _)| *index);
+        if inside != facts.membership_index {
+            return Err(format!(
+                "the database has the membership of entry {inside}, its record that of {}: \
+                 it applies the entries between them first",
+                facts.membership_index
+            ));
         }
         Ok(Checkpoint {
             from: view.replica,

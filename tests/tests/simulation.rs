@@ -1,6 +1,7 @@
 //! Whole clusters from a seed, in virtual time, with the product's driver and apply.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // tests
 use ringfold_tests::checker;
+use ringfold_tests::cluster::factor;
 use ringfold_tests::sim::{Failure, Kind, Options, Planted, Report, run};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,6 +10,11 @@ const THREADS: u64 = 2;
 
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|v| v.parse().ok())
+}
+
+/// Nodes of a run that a person asks for.
+fn nodes() -> usize {
+    setting("RINGFOLD_SIM_NODES").unwrap_or(3) as usize
 }
 
 /// Runs seeds on two threads until one fails; the totals, or the failure of the least seed among
@@ -37,7 +43,7 @@ fn run_seeds(seeds: std::ops::Range<u64>, options: Options) -> Result<Report, Bo
                         }
                     }
                     let done = seed - seeds.start + 1;
-                    if done.is_multiple_of(100) {
+                    if done.is_multiple_of(500) {
                         eprintln!("{done} seeds after {:.0?}: {:?}", began.elapsed(), total.0);
                     }
                 }
@@ -67,12 +73,13 @@ fn hold(seeds: std::ops::Range<u64>, options: Options) -> Report {
     }
 }
 
-/// `RINGFOLD_SIM_SEEDS` runs more, `RINGFOLD_SIM_FIRST` begins elsewhere.
+/// `RINGFOLD_SIM_SEEDS` runs another number, `RINGFOLD_SIM_FIRST` begins elsewhere.
 #[test]
-fn a_thousand_seeds_hold() {
-    let count = setting("RINGFOLD_SIM_SEEDS").unwrap_or(1_000);
+fn thousands_of_seeds_hold() {
+    let usual = 2_000 * u64::from(factor());
+    let count = setting("RINGFOLD_SIM_SEEDS").unwrap_or(usual);
     let first = setting("RINGFOLD_SIM_FIRST").unwrap_or(0);
-    let total = hold(first..first + count, Options::default());
+    let total = hold(first..first + count, Options { nodes: nodes(), ..Options::default() });
     eprintln!("{count} seeds: {total:?}");
     // The faults that are meant to happen do happen.
     assert!(total.acknowledged as u64 > 50 * count, "too few appends: {total:?}");
@@ -84,15 +91,14 @@ fn a_thousand_seeds_hold() {
 
 #[test]
 fn five_nodes_hold() {
-    hold(0..60, Options { nodes: 5, ..Options::default() });
+    hold(0..200 * u64::from(factor()), Options { nodes: 5, ..Options::default() });
 }
 
 /// Does nothing without `RINGFOLD_SIM_SEED`.
 #[test]
 fn one_seed() {
     let Some(seed) = setting("RINGFOLD_SIM_SEED") else { return };
-    let nodes = setting("RINGFOLD_SIM_NODES").unwrap_or(3) as usize;
-    match run(seed, Options { nodes, ..Options::default() }) {
+    match run(seed, Options { nodes: nodes(), ..Options::default() }) {
         Ok(report) => eprintln!("seed {seed} holds: {report:?}"),
         Err(failure) => panic!("\n{failure}"),
     }
@@ -149,7 +155,9 @@ fn finds_a_replica_id_used_twice() {
 
 #[test]
 fn finds_entries_applied_out_of_order() {
-    assert_eq!(find(Planted::AppliedOutOfOrder, true, 50).kind, Kind::ContentDiffers);
+    let kind = find(Planted::AppliedOutOfOrder, true, 50).kind;
+    // Where it is the leader that applies so, clients may hear of it first.
+    assert!(matches!(kind, Kind::ContentDiffers | Kind::History(_)), "{kind:?}");
 }
 
 #[test]

@@ -8,8 +8,6 @@ use rand::Rng;
 use ringfold_node::ids::{GroupId, NodeId, ReplicaId};
 use ringfold_node::raft::driver::{Incoming, Input};
 use ringfold_node::raft::handle::Role;
-use ringfold_node::raft::membership::Membership;
-use ringfold_proto::internal;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use tokio::sync::oneshot;
@@ -68,16 +66,10 @@ impl World {
         let path = PathBuf::from(format!("checkpoints/{}.{}", group.0, way.serial));
         let mark = view.reader.checkpoint(&path).ok()?;
         let facts = running.facts(group)?;
-        if mark.membership.is_none() && facts.membership_index > 0 {
+        if mark.membership.as_ref().map_or(0, |(index, _)| *index) != facts.membership_index {
             return None;
         }
-        let (membership_index, membership) = match &mark.membership {
-            Some((index, bytes)) => {
-                let inside: internal::Membership = prost::Message::decode(&bytes[..]).ok()?;
-                (*index, Membership::from_proto(&inside))
-            }
-            None => (facts.membership_index, facts.membership),
-        };
+        let (membership_index, membership) = (facts.membership_index, facts.membership);
         let made = Checkpoint { path, mark, membership, membership_index };
         if !made.membership.contains(way.replica) || membership_index > made.mark.index {
             return None;

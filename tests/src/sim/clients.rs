@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use ringfold_node::api::validate::encode_append;
 use ringfold_node::ids::{GroupId, NodeId};
 use ringfold_node::partition::Reader;
-use ringfold_node::partition::apply::{Appended, CommandOutcome, Refusal};
+use ringfold_node::partition::apply::{CommandOutcome, Refusal};
 use ringfold_node::raft::driver::Input;
 use ringfold_node::raft::handle::{ProposeError, ProposeResult, ReadError, Request, Role};
 use std::collections::BTreeMap;
@@ -34,9 +34,10 @@ pub struct Client {
 }
 
 enum Doing {
-    /// `stored`: it was acknowledged, and is sent again on purpose.
+    /// Appends of one stream that go together, each failing when the one before it did. `stored`:
+    /// they were acknowledged, and are sent again on purpose.
     Append {
-        append: Append,
+        appends: Vec<Append>,
         stored: bool,
     },
     Lookup(Lookup),
@@ -54,7 +55,7 @@ pub struct Call {
 
 #[derive(Debug, Clone)]
 enum Ask {
-    Append { command: Bytes, after_position: u64 },
+    Append { commands: Vec<Bytes>, after_position: u64 },
     Read { stream: Arc<str>, consistency: Consistency, min_position: u64, what: What },
 }
 
@@ -83,8 +84,7 @@ enum Stage {
 
 #[derive(Debug, Clone)]
 pub enum Answer {
-    Appended(Appended),
-    Refused(Refusal),
+    Outcomes(Vec<CommandOutcome>),
     NotLeader(Option<NodeId>),
     NotProposed(ProposeError),
     Unknown(String),
@@ -122,31 +122,30 @@ impl World {
         let length = self.lengths.get(&stream).copied();
         let rng = &mut self.rng;
         if rng.random_bool(0.5) {
-            let expected = match (rng.random_range(0..7), length) {
-                (0, _) => Expected::NoStream,
-                (1, _) => Expected::StreamExists,
-                (2 | 3, Some(last)) => Expected::Exact(last),
-                (4, Some(last)) => Expected::Exact(last + 1),
-                _ => Expected::Any,
-            };
-            let events = (0..rng.random_range(1..=4))
-                .map(|_| history::Event {
-                    id: rng.random(),
-                    data: data(rng, self.faults.event_bytes),
-                })
-                .collect();
             let after_position = if rng.random_bool(0.3) { known } else { 0 };
-            let append = Append {
+            let count = if rng.random_bool(0.2) { rng.random_range(2..=3) } else { 1 };
+            let appends = (0..count).map(|_| Append {
                 client: c,
-                stream,
-                events,
-                expected,
+                stream: stream.clone(),
+                events: (0..rng.random_range(1..=4))
+                    .map(|_| history::Event {
+                        id: rng.random(),
+                        data: data(rng, self.faults.event_bytes),
+                    })
+                    .collect(),
+                expected: match (rng.random_range(0..7), length) {
+                    (0, _) => Expected::NoStream,
+                    (1, _) => Expected::StreamExists,
+                    (2 | 3, Some(last)) => Expected::Exact(last),
+                    (4, Some(last)) => Expected::Exact(last + 1),
+                    _ => Expected::Any,
+                },
                 after_position,
                 pipeline: None,
                 span,
                 outcome: AppendOutcome::Unknown { why: String::new() },
-            };
-            return Doing::Append { append, stored: false };
+            });
+            return Doing::Append { appends: appends.collect(), stored: false };
         }
         let consistency = match rng.random_range(0..5) {
             0 | 1 => Consistency::Linearizable,
@@ -192,12 +191,19 @@ impl World {
         let token = client.token;
         let Some(doing) = &mut client.doing else { return };
         let (stream, ask, is_stale) = match doing {
-            Doing::Append { append, .. } => {
-                append.span.start_ns = now_ns;
-                let Append { stream, events, expected, after_position, .. } = &*append;
-                let request = append_request(stream, events, *expected, *after_position);
-                let command = encode_append(&request, false);
-                (stream.clone(), Ask::Append { command, after_position: *after_position }, false)
+            Doing::Append { appends, .. } => {
+                let is_unit = appends.len() > 1;
+                let mut commands = Vec::with_capacity(appends.len());
+                for (i, a) in appends.iter_mut().enumerate() {
+                    a.span.start_ns = now_ns;
+                    a.pipeline = is_unit.then_some((token << 8 | u64::from(c), i as u64));
+                    let request =
+                        append_request(&a.stream, &a.events, a.expected, a.after_position);
+                    commands.push(encode_append(&request, i > 0));
+                }
+                let Append { stream, after_position, .. } = &appends[0];
+                let ask = Ask::Append { commands, after_position: *after_position };
+                (stream.clone(), ask, false)
             }
             Doing::Lookup(l) => {
                 l.span.start_ns = now_ns;
@@ -250,7 +256,7 @@ impl World {
         client.token += 1;
         let Some(doing) = client.doing.take() else { return };
         let partition = match &doing {
-            Doing::Append { append, .. } => append.stream.clone(),
+            Doing::Append { appends, .. } => appends[0].stream.clone(),
             Doing::Lookup(l) => l.stream.clone(),
             Doing::Read(r) => r.stream.clone(),
         };
@@ -274,22 +280,32 @@ impl World {
         }
         let mut again = None;
         match doing {
-            Doing::Append { mut append, stored } => {
-                append.span.end_ns = now_ns;
-                append.outcome = outcome_of(answer, partition, stored);
-                let (known, retry) = match &append.outcome {
-                    AppendOutcome::Acknowledged { last_revision, last_position, .. } => {
-                        client.last_position = client.last_position.max(*last_position);
-                        let length = self.lengths.entry(append.stream.clone()).or_default();
-                        *length = (*length).max(*last_revision);
-                        (true, self.rng.random_bool(0.1))
+            Doing::Append { mut appends, stored } => {
+                let (mut all_stored, mut refused) = (true, false);
+                for (a, outcome) in appends.iter_mut().zip(outcomes_of(answer, partition, stored)) {
+                    a.span.end_ns = now_ns;
+                    a.outcome = outcome;
+                    match &a.outcome {
+                        AppendOutcome::Acknowledged { last_revision, last_position, .. } => {
+                            client.last_position = client.last_position.max(*last_position);
+                            let length = self.lengths.entry(a.stream.clone()).or_default();
+                            *length = (*length).max(*last_revision);
+                        }
+                        AppendOutcome::Refused { for_good, .. } => {
+                            all_stored = false;
+                            refused |= *for_good;
+                        }
+                        AppendOutcome::Unknown { .. } => all_stored = false,
                     }
-                    AppendOutcome::Refused { actual: Some(_), .. } => (false, false),
-                    _ => (stored, self.rng.random_bool(0.92)),
+                    self.history.appends.push(a.clone());
+                }
+                let again_chance = match (all_stored, refused) {
+                    (true, _) => 0.1,
+                    (_, true) => 0.0,
+                    _ => 0.92,
                 };
-                self.history.appends.push(append.clone());
-                if retry {
-                    again = Some(Doing::Append { append, stored: known });
+                if self.rng.random_bool(again_chance) {
+                    again = Some(Doing::Append { appends, stored: stored || all_stored });
                 }
             }
             Doing::Lookup(mut l) => {
@@ -341,11 +357,11 @@ impl World {
             return self.answer(n, &call, Answer::NotLeader(None));
         }
         let stage = match &call.ask {
-            Ask::Append { command, after_position } => {
+            Ask::Append { commands, after_position } => {
                 let (reply, receiver) = oneshot::channel();
                 let request = Request::Propose {
                     group: call.group,
-                    commands: vec![command.clone()],
+                    commands: commands.clone(),
                     after_position: *after_position,
                     reply,
                 };
@@ -378,11 +394,7 @@ impl World {
                 Err(TryRecvError::Empty) => self.wait(n, w),
                 result => {
                     let answer = match result {
-                        Ok(Ok(outcomes)) => match outcomes.into_iter().next() {
-                            Some(CommandOutcome::Appended(a)) => Answer::Appended(a),
-                            Some(CommandOutcome::Refused(r)) => Answer::Refused(r),
-                            other => Answer::Unknown(format!("{other:?}")),
-                        },
+                        Ok(Ok(outcomes)) => Answer::Outcomes(outcomes),
                         Ok(Err(ProposeError::NotLeader { leader })) => Answer::NotLeader(leader),
                         Ok(Err(ProposeError::NoReplica)) => Answer::NotLeader(None),
                         Ok(Err(e @ (ProposeError::Busy | ProposeError::ClockBehind { .. }))) => {
@@ -498,31 +510,46 @@ pub fn seen(events: Vec<(u64, ringfold_proto::internal::EventRecord)>) -> Vec<Se
         .collect()
 }
 
-/// What an answer proves. Of an append that is stored already the node's own refusals prove nothing.
-fn outcome_of(answer: Answer, partition: u32, stored: bool) -> AppendOutcome {
-    match answer {
-        Answer::Appended(a) => AppendOutcome::Acknowledged {
+/// What an answer proves of each append. Of appends that are stored already the node's own refusals
+/// prove nothing.
+fn outcomes_of(
+    answer: Answer,
+    partition: u32,
+    stored: bool,
+) -> Box<dyn Iterator<Item = AppendOutcome>> {
+    let refused = |reason| AppendOutcome::Refused { reason, actual: None, for_good: false };
+    let one = match answer {
+        Answer::Outcomes(outcomes) => {
+            return Box::new(outcomes.into_iter().map(move |o| outcome_of(o, partition)));
+        }
+        Answer::NotLeader(_) if !stored => refused("NOT_LEADER".into()),
+        Answer::NotProposed(e) if !stored => refused(e.to_string()),
+        Answer::Unknown(why) => AppendOutcome::Unknown { why },
+        other => AppendOutcome::Unknown { why: format!("{other:?}") },
+    };
+    Box::new(std::iter::repeat(one))
+}
+
+fn outcome_of(outcome: CommandOutcome, partition: u32) -> AppendOutcome {
+    match outcome {
+        CommandOutcome::Appended(a) => AppendOutcome::Acknowledged {
             first_revision: a.first_revision,
             last_revision: a.last_revision,
             first_position: a.first_position,
             last_position: a.last_position,
             partition,
         },
-        Answer::Refused(Refusal::WrongExpectedRevision { actual }) => AppendOutcome::Refused {
-            reason: "WRONG_EXPECTED_REVISION".into(),
-            actual: Some(actual),
+        CommandOutcome::Refused(refusal) => AppendOutcome::Refused {
+            reason: match refusal {
+                Refusal::WrongExpectedRevision { .. } => "WRONG_EXPECTED_REVISION".into(),
+                _ => refusal.to_string(),
+            },
+            actual: match refusal {
+                Refusal::WrongExpectedRevision { actual } => Some(actual),
+                _ => None,
+            },
             for_good: true,
         },
-        Answer::Refused(other) => {
-            AppendOutcome::Refused { reason: other.to_string(), actual: None, for_good: true }
-        }
-        Answer::NotLeader(_) if !stored => {
-            AppendOutcome::Refused { reason: "NOT_LEADER".into(), actual: None, for_good: false }
-        }
-        Answer::NotProposed(e) if !stored => {
-            AppendOutcome::Refused { reason: e.to_string(), actual: None, for_good: false }
-        }
-        Answer::Unknown(why) => AppendOutcome::Unknown { why },
         other => AppendOutcome::Unknown { why: format!("{other:?}") },
     }
 }

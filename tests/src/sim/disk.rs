@@ -5,7 +5,7 @@ use ringfold_node::partition::apply::{Genesis, PartitionMachine, PlantedFaults};
 use ringfold_node::partition::store::MemoryDisk;
 use ringfold_node::raft::apply::StateMachine;
 use ringfold_node::raft::log::memory::MemoryLog;
-use ringfold_node::raft::log::{LogBatch, LogOp, RaftLog, ReplicaRecord, Vote};
+use ringfold_node::raft::log::{LogBatch, LogOp, RaftLog, Vote};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -68,16 +68,7 @@ pub fn directory(replica: ReplicaId, number: u32) -> PathBuf {
     PathBuf::from(format!("{}.{number}", replica.0))
 }
 
-/// Opens the database that a record names. One that never was flushed is made again: the log has
-/// every entry then.
-pub fn open_machine(
-    disk: &MemoryDisk,
-    record: &ReplicaRecord,
-    faults: PlantedFaults,
-) -> Result<Box<dyn StateMachine>, String> {
-    open(disk, record.group, record.replica, record.directory, record.truncated_index == 0, faults)
-}
-
+/// Opens the database in a directory, or makes it.
 pub fn open(
     disk: &MemoryDisk,
     group: GroupId,

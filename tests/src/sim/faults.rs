@@ -50,6 +50,8 @@ pub struct Faults {
     delay_us: (u64, u64),
     sync_us: (u64, u64),
     apply_us: (u64, u64),
+    /// How late ticks are.
+    late_us: (u64, u64),
     /// Between what a read checks and what it reads.
     read_us: (u64, u64),
     /// Mean time between strikes of each kind in ms; 0: none.
@@ -62,6 +64,8 @@ pub struct Faults {
     pub entry_bytes: usize,
     /// Size of some events.
     pub event_bytes: usize,
+    pub heartbeat_ticks: usize,
+    pub election_ticks: usize,
     /// How far boot-time clocks go wrong, in parts per million.
     pub clock_ppm: i64,
     pub partitions: u32,
@@ -82,6 +86,7 @@ impl Faults {
             delay_us: span(rng, 50, 8_000),
             sync_us: span(rng, 50, 12_000),
             apply_us: span(rng, 20, 6_000),
+            late_us: [(0, 100), (0, 1_000), (0, 6_000)][rng.random_range(0..3)],
             read_us: match rng.random_range(0..3) {
                 0 => (20, 40_000),
                 _ => (20, 300),
@@ -94,6 +99,8 @@ impl Faults {
             entry_bytes: [1, 2_000, 1 << 20][rng.random_range(0..3)],
             event_bytes: [0, 0, 3_000][rng.random_range(0..3)],
             clock_ppm: [0, 1_000, 10_000][rng.random_range(0..3)],
+            heartbeat_ticks: 3,
+            election_ticks: 10,
             partitions: rng.random_range(1..=3),
             streams: rng.random_range(2..=5),
             clients: rng.random_range(3..=5),
@@ -111,6 +118,9 @@ impl Faults {
             if rng.random_bool(chance) {
                 *gap = rng.random_range(least..most);
             }
+        }
+        if rng.random_bool(0.3) {
+            (faults.heartbeat_ticks, faults.election_ticks) = (2, 5);
         }
         match planted {
             Some(Planted::ReplicaIdUsedTwice) => faults.always(Strike::LoseDisk, 250),
@@ -159,6 +169,10 @@ impl Faults {
 
     pub fn apply_ns(&self, rng: &mut StdRng) -> u64 {
         draw(rng, self.apply_us)
+    }
+
+    pub fn late_ns(&self, rng: &mut StdRng) -> u64 {
+        draw(rng, self.late_us)
     }
 
     pub fn read_ns(&self, rng: &mut StdRng) -> u64 {

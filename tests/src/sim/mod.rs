@@ -13,6 +13,9 @@
 //! | `moves` | membership changes step by step |
 //! | `clients` | clients that record a history |
 //! | `invariants` | what must hold after every step |
+//!
+//! Not in it: the meta group, the peers' connections, raft-engine and RocksDB (their twins in memory
+//! pass the same conformance tests), and the judgement of a log that lost its synced end.
 mod checkpoints;
 mod clients;
 mod disk;
@@ -66,6 +69,7 @@ pub struct Report {
 #[derive(Debug, Clone)]
 pub struct Failure {
     pub seed: u64,
+    pub nodes: usize,
     pub kind: Kind,
     pub detail: String,
     /// Virtual time.
@@ -79,11 +83,11 @@ impl fmt::Display for Failure {
         for line in &self.trace {
             writeln!(f, "  {line}")?;
         }
-        let Failure { seed, kind, detail, at_ms, .. } = self;
+        let Failure { seed, nodes, kind, detail, at_ms, .. } = self;
         writeln!(f, "seed {seed}, at {at_ms} ms of virtual time: {kind:?}: {detail}")?;
         write!(
             f,
-            "again: RINGFOLD_SIM_SEED={seed} cargo test -p ringfold-tests --test simulation one_seed -- --nocapture"
+            "again: RINGFOLD_SIM_SEED={seed} RINGFOLD_SIM_NODES={nodes} cargo test -p ringfold-tests --test simulation one_seed -- --nocapture"
         )
     }
 }

@@ -256,9 +256,9 @@ impl Running {
         fresh: bool,
         faults: PlantedFaults,
     ) -> Result<u64, String> {
-        let machine = disk::open_machine(disk, &record, faults)?;
-        let (index, _, position) = machine.applied();
         let (group, replica) = (record.group, record.replica);
+        let machine = disk::open(disk, group, replica, record.directory, fresh, faults)?;
+        let (index, _, position) = machine.applied();
         let applied = Applied { index, position };
         let view = Arc::new(ReplicaView::new(group, replica, machine.reader(), applied));
         view.directory.store(record.directory, Ordering::Release);

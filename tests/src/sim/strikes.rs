@@ -64,7 +64,8 @@ impl World {
         node.paused = true;
         let life = node.life;
         self.note(|| format!("node {} is paused", n + 1));
-        let ns = self.rng.random_range(20_000_000..600_000_000);
+        let most_ms = [30, 200, 600][self.rng.random_range(0..3)];
+        let ns = self.rng.random_range(1_000_000..most_ms * 1_000_000);
         self.after(ns, Event::Resume { node: n, life });
     }
 

@@ -186,6 +186,7 @@ impl World {
             Ok(()) => Ok(self.report),
             Err(Broken { kind, detail }) => Err(Box::new(Failure {
                 seed: self.seed,
+                nodes: self.options.nodes,
                 kind,
                 detail,
                 at_ms: self.now_ns / 1_000_000,
@@ -358,6 +359,8 @@ impl World {
         };
         DriverSettings {
             tick_ms: TICK_MS,
+            heartbeat_ticks: self.faults.heartbeat_ticks,
+            election_ticks: self.faults.election_ticks,
             entry_bytes: self.faults.entry_bytes,
             kept_log_bytes: self.faults.kept_log_bytes,
             cache_bytes: self.faults.cache_bytes,
@@ -462,7 +465,7 @@ impl World {
         self.check.state(n, &self.nodes, self.now_ns)?;
         self.poll_calls(n);
         self.poll_installs(n);
-        let late_ns = self.rng.random_range(0..200_000);
+        let late_ns = self.faults.late_ns(&mut self.rng);
         let at_ns = self.nodes[n].clock.at_boot_ns(tick_ns).max(self.now_ns + 1) + late_ns;
         self.step_at(n, at_ns);
         Ok(())
