@@ -202,27 +202,44 @@ impl Cluster {
         all
     }
 
-    /// While this member knows no leader of the meta group it tells its peers where it is and hears
-    /// where they are: it may know nothing yet, or everybody may have moved.
-    pub async fn greet(self: Arc<Self>) {
+    /// At its start, and while it knows no leader of the meta group, a member tells its peers where it is and hears
+    /// where they are: it may know nothing yet, or everybody may have moved. Peers that are all of
+    /// another cluster say that the data directory is not of this one.
+    pub async fn greet(self: Arc<Self>) -> Result<(), JoinError> {
         let mut local = self.transport.local().subscribe();
         if local.wait_for(Option::is_some).await.is_err() {
-            return;
+            return Ok(());
         }
+        let mut at_start = true;
         loop {
             if let Some(local) = self.transport.local().get()
-                && self.meta_leader().is_none()
+                && (std::mem::take(&mut at_start) || self.meta_leader().is_none())
             {
+                let ours = local.cluster_id.to_string();
                 let hello = Hello {
-                    cluster_id: local.cluster_id.to_string(),
+                    cluster_id: ours.clone(),
                     node_id: local.node.0,
                     peer_address: self.me.peer_address.clone(),
                     client_url: self.me.client_url.clone(),
                 };
+                let mut heard = BTreeSet::new();
                 for address in self.peers() {
-                    let asked = self.transport.hello(&address, hello.clone());
                     // A peer that cannot be reached is asked again with the next round.
-                    let _ = tokio::time::timeout(GREET_TIMEOUT, asked).await;
+                    let asked = self.transport.hello(&address, hello.clone());
+                    let answer = match tokio::time::timeout(GREET_TIMEOUT, asked).await {
+                        Ok(Ok(answer)) => Ok(Ok(answer)),
+                        _ => {
+                            tokio::time::timeout(GREET_TIMEOUT, self.transport.who(&address)).await
+                        }
+                    };
+                    if let Ok(Ok(answer)) = answer
+                        && !answer.cluster_id.is_empty()
+                    {
+                        heard.insert(answer.cluster_id);
+                    }
+                }
+                if let Some(theirs) = heard.first().filter(|_| !heard.contains(&ours)) {
+                    return Err(JoinError::ForeignCluster { ours, theirs: theirs.clone() });
                 }
             }
             tokio::time::sleep(GREET_EVERY).await;

@@ -205,11 +205,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
             cluster.start_member(&identity);
         }
         tasks.spawn(cancellable(&stop, cluster.clone().follow()));
-        tasks.spawn(cancellable(&stop, cluster.clone().greet()));
         tasks.spawn(cancellable(&stop, watch_clock(transport.clone(), input.clone())));
-        let (joining, left, stop_all) = (cluster.clone().join(), left.clone(), stop.clone());
+        let (joining, greeting) = (cluster.clone().join(), cluster.clone().greet());
+        let (left, stop_all) = (left.clone(), stop.clone());
         tasks.spawn(cancellable(&stop, async move {
-            if let Err(e) = joining.await {
+            if let Err(e) = tokio::try_join!(joining, greeting) {
                 tracing::error!(error = %e, "this node cannot be a member");
                 let _ = left.set(e);
                 stop_all.cancel();
@@ -260,8 +260,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
     }
     tracing::info!("node stopped");
     served?;
-    match Arc::into_inner(left).and_then(OnceLock::into_inner) {
-        Some(e) => Err(e.into()),
+    match left.get() {
+        Some(e) => Err(JoinError::clone(e).into()),
         None => Ok(()),
     }
 }

@@ -318,6 +318,20 @@ impl Transport {
         Ok(answer)
     }
 
+    /// Asks whoever lives at `address` who it is, as a node without a cluster: also one of another
+    /// cluster answers.
+    pub async fn who(&self, address: &str) -> Result<HelloAnswer, ControlError> {
+        let handshake = Handshake {
+            kind: Kind::Control,
+            cluster_id: "".into(),
+            from: NodeId(0),
+            to: NodeId(0),
+            nonce: rand::random(),
+        };
+        let (stream, node) = dial(address, &handshake, self.0.settings.connect_timeout()).await?;
+        PeerClient::new(stream, node).hello(Hello::default()).await
+    }
+
     /// One Join to the node at `address`, which must lead the meta group.
     pub async fn join(&self, address: &str, join: Join) -> Result<JoinAnswer, ControlError> {
         self.connect(address, NodeId(0), Kind::Control).await?.join(join).await
