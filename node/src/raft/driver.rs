@@ -59,6 +59,8 @@ pub struct PlantedFaults {
     pub lease_over_pause: bool,
     pub commit_back_at_restart: bool,
     pub membership_lost_at_restart: bool,
+    /// A membership change is logged without the commit index known then.
+    pub change_without_commit: bool,
 }
 
 impl DriverSettings {

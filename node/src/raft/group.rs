@@ -931,6 +931,8 @@ impl Group {
             self.raw.mut_store().hard_state = hs.clone();
         }
         let entries = rd.take_entries();
+        let changes_membership = !faults.change_without_commit
+            && entries.iter().any(|e| e.get_entry_type() != EntryType::EntryNormal);
         if !entries.is_empty() {
             persist = true;
             let op = LogOp::Entries {
@@ -946,8 +948,11 @@ impl Group {
             round.write.ops.push(op);
         }
         let hs = &self.raw.store().hard_state;
-        // The commit index is not worth a write of its own: a restart takes the applied one.
-        if (hs.term, hs.vote) != self.saved_vote {
+        // The commit index is not worth a write of its own: a restart takes the applied one. But
+        // whoever has a membership change in its log must know, also after a restart, that the one
+        // before it was committed: else it would campaign with a membership that the others have
+        // left by two changes, and its majority and theirs need not meet.
+        if (hs.term, hs.vote) != self.saved_vote || changes_membership {
             self.saved_vote = (hs.term, hs.vote);
             let vote = Vote { term: hs.term, vote: hs.vote, commit: hs.commit };
             round.write.ops.push(LogOp::Vote { replica: self.replica, vote });

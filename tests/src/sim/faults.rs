@@ -13,6 +13,7 @@ pub enum Planted {
     RevisionCheckedBeforeIds,
     CommitBackAtRestart,
     MembershipLostAtRestart,
+    ChangeWithoutCommit,
 }
 
 /// What strikes now and then.
@@ -128,6 +129,11 @@ impl Faults {
             Some(Planted::MembershipLostAtRestart) => {
                 faults.always(Strike::Move, 200);
                 faults.always(Strike::Crash, 200);
+            }
+            Some(Planted::ChangeWithoutCommit) => {
+                faults.always(Strike::Move, 60);
+                faults.always(Strike::Crash, 120);
+                faults.always(Strike::Cut, 120);
             }
             Some(Planted::AcknowledgedBeforeSync | Planted::CommitBackAtRestart) => {
                 faults.always(Strike::Crash, 200);

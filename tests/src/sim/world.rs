@@ -356,6 +356,7 @@ impl World {
             lease_over_pause: planted(Planted::LeaseKeptOverPause),
             commit_back_at_restart: planted(Planted::CommitBackAtRestart),
             membership_lost_at_restart: planted(Planted::MembershipLostAtRestart),
+            change_without_commit: planted(Planted::ChangeWithoutCommit),
         };
         DriverSettings {
             tick_ms: TICK_MS,

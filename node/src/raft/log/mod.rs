@@ -88,7 +88,8 @@ impl ReplicaRecord {
     }
 }
 
-/// Term and vote. The commit index is not kept: a restart takes what is applied.
+/// Term and vote, and the commit index as of the write: kept no further than membership changes need
+/// it, so a restart takes what is applied where that is more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Vote {
     pub term: u64,
