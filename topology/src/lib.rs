@@ -8,6 +8,7 @@ mod check;
 mod fit;
 mod leaders;
 mod place;
+pub mod plan;
 mod quotas;
 mod ring;
 #[cfg(test)]
