@@ -1,23 +1,26 @@
 //! This node as a member: bootstrap and join, and what follows from the meta group's state.
 use crate::api::errors::ApiError;
-use crate::api::node::{Membership as ApiMembership, NodeHooks, NodeInfo};
+use crate::api::node::{Membership as ApiMembership, NodeHooks, NodeInfo, Rebalancer};
 use crate::identity;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::meta::controller::{self, MetaFacts, MetaGroup, init_command};
 use crate::meta::join::{self, AskError, ControlClient, JoinError, Joining, join_loop};
+use crate::meta::rebalance::Rebalance;
 use crate::meta::replicas::wanted_replicas;
+use crate::meta::state::is_removed;
 use crate::meta::{FEATURE_LEVEL_MAX, propose};
 use crate::partition::apply::MetaOutcome;
 use crate::peer::LocalNode;
 use crate::peer::control::{ControlError, ControlHandler};
 use crate::peer::transport::Transport;
 use crate::raft::driver::{Input, MembershipChange, NewGroup};
-use crate::raft::handle::{ProposeError, RaftHandle};
+use crate::raft::handle::{ProposeError, RaftHandle, Request};
+use crate::rebalance::{ClusterHost, PlanHooks};
 use crate::replicas::ReplicaHome;
 use futures::future::BoxFuture;
 use ringfold_proto::internal::{
     Hello, HelloAnswer, Identity, Join, JoinAnswer, MetaCommand, MetaGenesis, MetaJoin, MetaState,
-    NodeAddress, ReducerTable, Refusal, reducer_table,
+    NodeAddress, ReducerTable, Refusal, ReportAnswer, Step, reducer_table,
 };
 use ringfold_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,6 +56,7 @@ pub struct Cluster {
     pub driver_counters: Box<dyn Fn() -> BTreeMap<String, u64> + Send + Sync>,
     pub stop: CancellationToken,
     pub controls: AtomicBool,
+    pub rebalance: Arc<Rebalance>,
 }
 
 impl Cluster {
@@ -95,6 +99,8 @@ impl Cluster {
             place,
             self.stop.clone(),
         ));
+        let host = Arc::new(ClusterHost::new(self.clone()));
+        tokio::spawn(self.rebalance.clone().run(host, self.stop.clone()));
         if identity.bootstrap.is_some() {
             let cluster = self.clone();
             tokio::spawn(async move {
@@ -235,6 +241,10 @@ impl Cluster {
                     if let Ok(Ok(answer)) = answer
                         && !answer.cluster_id.is_empty()
                     {
+                        if answer.you_are_removed && answer.cluster_id == ours {
+                            let node = local.node.0;
+                            return Err(JoinError::Removed(format!("node {node} was removed")));
+                        }
                         heard.insert(answer.cluster_id);
                     }
                 }
@@ -268,6 +278,9 @@ impl Cluster {
             let identity = self.identity.lock().await.clone();
             let me = self.as_join(&identity);
             let state = meta.borrow_and_update().clone();
+            if state.members.iter().any(|m| m.node_id == identity.node_id && is_removed(m)) {
+                return Err(JoinError::Removed(format!("node {} was removed", identity.node_id)));
+            }
             if !state.cluster_id.is_empty() && join::must_report(&state, &me) {
                 let joining = Joining { cluster_id: identity.cluster_id, me };
                 join_loop(&*self, &joining, seeds).await?;
@@ -311,6 +324,8 @@ impl Cluster {
         loop {
             let state = meta.borrow_and_update().clone();
             self.transport.address_book().learn_members(&state);
+            // A partition that comes back is a new replica: the old one goes first.
+            self.destroy_forgotten(&state).await;
             self.found_wanted(&state).await;
             if meta.changed().await.is_err() {
                 return;
@@ -383,7 +398,8 @@ impl MetaGroup for Cluster {
         let own = self.raft.replica(GroupId::META)?.replica;
         let (reply, facts) = oneshot::channel();
         (self.input)(Input::Facts { group: GroupId::META, reply });
-        Some(MetaFacts { group: facts.await.ok()??, own })
+        let (down, lost) = self.rebalance.unreachable();
+        Some(MetaFacts { group: facts.await.ok()??, own, down, lost })
     }
 
     async fn propose(&self, command: &MetaCommand) -> Result<MetaOutcome, ProposeError> {
@@ -392,8 +408,18 @@ impl MetaGroup for Cluster {
 
     async fn change(&self, change: MembershipChange) -> Result<(), String> {
         let (reply, changed) = oneshot::channel();
-        (self.input)(Input::ChangeMembership { group: GroupId::META, change, reply });
+        (self.input)(Input::ChangeMembership {
+            group: GroupId::META,
+            change,
+            planned_on: None,
+            reply,
+        });
         changed.await.unwrap_or_else(|_| Err("the node stops".into()))
+    }
+
+    async fn transfer(&self, to: ReplicaId) -> Result<(), String> {
+        let request = Request::Transfer { group: GroupId::META, to };
+        (self.raft.sender)(request).map_err(|_| "the node is overloaded".into())
     }
 }
 
@@ -408,6 +434,8 @@ impl ControlHandler for Cluster {
         let state = self.meta.borrow().clone();
         let me = local.as_ref().map_or(NodeId(0), |l| l.node);
         let mut answer = join::answer_hello(&state, me, self.meta_leader());
+        answer.you_are_removed = hello.cluster_id == state.cluster_id
+            && state.members.iter().any(|m| m.node_id == hello.node_id && is_removed(m));
         if let Some(local) = local {
             answer.cluster_id = local.cluster_id.to_string();
             // Whoever joins must be able to answer this node, whatever it has applied by now.
@@ -424,6 +452,14 @@ impl ControlHandler for Cluster {
 
     async fn join(&self, join: Join) -> Result<JoinAnswer, Refusal> {
         join::answer_join(&self.raft, &self.meta, join).await
+    }
+
+    async fn report(&self) -> Result<ReportAnswer, Refusal> {
+        Ok(self.own_report().await)
+    }
+
+    async fn step(&self, step: Step) -> Result<(), Refusal> {
+        self.take_step(step).await
     }
 }
 
@@ -463,6 +499,11 @@ impl NodeHooks for Hooks {
     fn meta_voters(&self) -> Vec<NodeId> {
         let Some(view) = self.0.raft.replica(GroupId::META) else { return Vec::new() };
         view.status.read().voters.to_vec()
+    }
+
+    fn rebalancer(&self) -> Option<Arc<dyn Rebalancer>> {
+        let (cluster, rebalance) = (self.0.clone(), self.0.rebalance.clone());
+        Some(Arc::new(PlanHooks { cluster, rebalance }))
     }
 
     fn counters(&self) -> BTreeMap<String, u64> {

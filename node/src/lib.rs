@@ -11,6 +11,7 @@ pub mod meta;
 pub mod partition;
 pub mod peer;
 pub mod raft;
+pub mod rebalance;
 pub mod replicas;
 pub mod router;
 pub mod server;

@@ -155,6 +155,18 @@ impl ReplicaHome {
         replicas.write().insert(group, Arc::new(view));
     }
 
+    /// Removes all directories of a replica that is destroyed.
+    pub fn remove(&self, replica: ReplicaId) -> std::io::Result<()> {
+        let prefix = format!("{}.", replica.0);
+        for entry in std::fs::read_dir(&self.partitions)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                std::fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes directories that no record names: checkpoints that were not taken, replicas whose
     /// record was not written.
     pub fn clean(&self, live: &HashSet<String>) -> std::io::Result<()> {

@@ -63,7 +63,12 @@ pub enum Decision {
 
 /// Where to try next.
 pub fn decide(known: &Known<'_>) -> Decision {
-    let alive = known.local.filter(|(role, _)| *role != Role::Closed);
+    // A learner may have nothing yet, and know nobody.
+    let alive = known.local.filter(|(role, leader)| match role {
+        Role::Closed => false,
+        Role::Learner => leader.is_some() && !known.stale,
+        _ => true,
+    });
     match alive {
         Some(_) if known.stale => return Decision::Local,
         Some((Role::Leader, _)) => return Decision::Local,

@@ -8,6 +8,7 @@ use crate::disk::{self, DiskError};
 use crate::identity::{self, IdentityError};
 use crate::ids::{NodeId, ReplicaId};
 use crate::meta::join::JoinError;
+use crate::meta::rebalance::{Rebalance, RebalanceSettings};
 use crate::partition::store::SharedResources;
 use crate::peer::LocalNodeCell;
 use crate::peer::address_book::AddressBook;
@@ -158,6 +159,13 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
         driver_counters: Box::new(move || driver_values(driver_counters.as_deref())),
         stop: stop.clone(),
         controls: AtomicBool::new(false),
+        rebalance: Arc::new(Rebalance::new(RebalanceSettings {
+            repair_after_ms: settings.repair_after_ms,
+            limits: ringfold_topology::plan::Limits {
+                moves_per_node: settings.moves_per_node,
+                ..Default::default()
+            },
+        })),
     });
     let info = Arc::new(NodeInfo {
         name: settings.name.clone(),
@@ -183,6 +191,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
             let host = ReplicaTransfers { raft: raft.clone(), input: input.clone() };
             let mut transfer = TransferSettings::new(dir.clone());
             transfer.disk_min_free_bytes = settings.disk_min_free_bytes;
+            transfer.bytes_per_s = settings.move_bytes_per_s;
             let t = Transfers::new(transfer, transport.clone(), Arc::new(host))?;
             Arc::new(transfers.get_or_init(|| t).clone())
         }

@@ -1,4 +1,5 @@
 //! The `Cluster` service.
+mod rebalance;
 mod safety;
 
 use super::deadline::Call;
@@ -6,6 +7,7 @@ use super::errors::ApiError;
 use super::node::Node;
 use super::validate;
 use crate::ids::{GroupId, NodeId};
+use crate::meta::replicas::target_of;
 use crate::partition::store::AppliedMark;
 use crate::raft::handle::{ReplicaView, Role, TransferOutcome};
 use bytes::Bytes;
@@ -96,6 +98,64 @@ impl Cluster for Clusters {
             remaining: done.remaining,
         }))
     }
+
+    async fn rebalance_plan(
+        &self,
+        request: Request<v1::RebalancePlanRequest>,
+    ) -> Result<Response<v1::RebalancePlanResponse>, Status> {
+        rebalance::plan(&self.node, &Call::of(request.metadata())?).await
+    }
+
+    type RebalanceWatchStream = rebalance::Answers<v1::RebalancePlanResponse>;
+
+    async fn rebalance_watch(
+        &self,
+        request: Request<v1::RebalanceWatchRequest>,
+    ) -> Result<Response<Self::RebalanceWatchStream>, Status> {
+        rebalance::watch(&self.node, &Call::of(request.metadata())?).await
+    }
+
+    async fn rebalance_pause(
+        &self,
+        request: Request<v1::RebalancePauseRequest>,
+    ) -> Result<Response<v1::RebalancePauseResponse>, Status> {
+        rebalance::pause(&self.node, &Call::of(request.metadata())?, true).await?;
+        Ok(Response::new(v1::RebalancePauseResponse {}))
+    }
+
+    async fn rebalance_resume(
+        &self,
+        request: Request<v1::RebalanceResumeRequest>,
+    ) -> Result<Response<v1::RebalanceResumeResponse>, Status> {
+        rebalance::pause(&self.node, &Call::of(request.metadata())?, false).await?;
+        Ok(Response::new(v1::RebalanceResumeResponse {}))
+    }
+
+    type DrainStream = rebalance::Answers<v1::DrainProgress>;
+
+    async fn drain(
+        &self,
+        request: Request<v1::DrainRequest>,
+    ) -> Result<Response<Self::DrainStream>, Status> {
+        let call = Call::of(request.metadata())?;
+        rebalance::drain(&self.node, &call, request.into_inner()).await
+    }
+
+    async fn undrain(
+        &self,
+        request: Request<v1::UndrainRequest>,
+    ) -> Result<Response<v1::UndrainResponse>, Status> {
+        let call = Call::of(request.metadata())?;
+        rebalance::undrain(&self.node, &call, request.into_inner()).await
+    }
+
+    async fn remove_member(
+        &self,
+        request: Request<v1::RemoveMemberRequest>,
+    ) -> Result<Response<v1::RemoveMemberResponse>, Status> {
+        let call = Call::of(request.metadata())?;
+        rebalance::remove(&self.node, &call, request.into_inner()).await
+    }
 }
 
 impl Clusters {
@@ -132,6 +192,7 @@ impl Clusters {
                 replicas: replicas
                     .map(|r| v1::Replica { replica_id: r.replica_id, node_id: r.node_id })
                     .collect(),
+                target_node_ids: target_of(placed),
             }
         };
         let meta_view = node.raft.replica(GroupId::META);

@@ -99,6 +99,12 @@ reasons! {
         "upgrade every node of the cluster first";
     EventIdConflict = "EVENT_ID_CONFLICT", AlreadyExists, No, ["id", "revision"],
         "use a new id for another event, or send the append exactly as it was stored";
+    DrainImpossible = "DRAIN_IMPOSSIBLE", FailedPrecondition, No, ["node_id"],
+        "add nodes or room first, or undrain others: nothing was changed";
+    MemberRefused = "MEMBER_REFUSED", FailedPrecondition, No, ["node_id"],
+        "see the members in the topology: a node is drained, then removed";
+    MemberNotFound = "MEMBER_NOT_FOUND", NotFound, No, ["node_id"],
+        "see the members in the topology: a removed one never comes back";
     StreamNotFound = "STREAM_NOT_FOUND", NotFound, No, [],
         "check the name: no event was ever appended to this stream";
     Overloaded = "OVERLOADED", ResourceExhausted, Yes, [],
@@ -164,6 +170,14 @@ pub enum ApiError {
         "event id {id} is stored already, at revision {revision}, with other content or in another append"
     )]
     EventIdConflict { id: Uuid, revision: u64 },
+    #[error("node {node_id} cannot be drained: {}", .reasons.join("; "))]
+    DrainImpossible { node_id: u64, reasons: Vec<String> },
+    #[error("{what}")]
+    MemberRefused { node_id: u64, what: String },
+    #[error("there is no node {node_id} in this cluster")]
+    MemberNotFound { node_id: u64 },
+    #[error("the meta group has no leader now")]
+    NoMetaLeader,
     #[error("there is no stream of this name")]
     StreamNotFound,
     #[error("{0}")]
@@ -246,6 +260,10 @@ impl ApiError {
             ApiError::NotBootstrapped => Reason::NotBootstrapped,
             ApiError::FeatureLevel(_) => Reason::FeatureLevel,
             ApiError::EventIdConflict { .. } => Reason::EventIdConflict,
+            ApiError::DrainImpossible { .. } => Reason::DrainImpossible,
+            ApiError::MemberRefused { .. } => Reason::MemberRefused,
+            ApiError::MemberNotFound { .. } => Reason::MemberNotFound,
+            ApiError::NoMetaLeader => Reason::NoLeader,
             ApiError::StreamNotFound => Reason::StreamNotFound,
             ApiError::Overloaded(_) => Reason::Overloaded,
             ApiError::DiskFull { .. } => Reason::DiskFull,
@@ -299,12 +317,16 @@ impl ApiError {
                 }
                 fields
             }
+            ApiError::DrainImpossible { node_id, .. }
+            | ApiError::MemberRefused { node_id, .. }
+            | ApiError::MemberNotFound { node_id } => vec![("node_id", node_id.to_string())],
             ApiError::NoLeader { partition } => vec![("partition", partition.to_string())],
             ApiError::ClockBehind { ahead_ms } => vec![("ahead_ms", ahead_ms.to_string())],
             ApiError::EarlierAppendFailed
             | ApiError::StreamTombstoned
             | ApiError::NotBootstrapped
             | ApiError::FeatureLevel(_)
+            | ApiError::NoMetaLeader
             | ApiError::StreamNotFound
             | ApiError::Overloaded(_)
             | ApiError::NotLeader { leader: None }

@@ -3,10 +3,11 @@ use super::errors::ApiError;
 use super::read_pool::ReadPool;
 use super::validate::Limits;
 use crate::ids::NodeId;
-use crate::raft::handle::RaftHandle;
+use crate::partition::apply::MetaOutcome;
+use crate::raft::handle::{ProposeError, RaftHandle};
 use crate::router::Router;
 use futures::future::BoxFuture;
-use ringfold_proto::internal::MetaState;
+use ringfold_proto::internal::{MetaCommand, MetaState};
 use ringfold_proto::v1;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -62,6 +63,23 @@ pub trait NodeHooks: Send + Sync {
     fn meta_voters(&self) -> Vec<NodeId>;
     /// What was dropped or refused, by name.
     fn counters(&self) -> BTreeMap<String, u64>;
+    /// The plan of the cluster's moves; `None` on a node that takes no part in it.
+    fn rebalancer(&self) -> Option<Arc<dyn Rebalancer>> {
+        None
+    }
+}
+
+/// What the leader of the meta group does for the services.
+pub trait Rebalancer: Send + Sync {
+    /// The plan as of the last look at the cluster; of the epoch 0 before the first one.
+    fn plan(&self) -> watch::Receiver<Arc<v1::RebalancePlanResponse>>;
+    /// Why draining the node could not end, a line each; by the last look at the cluster.
+    fn drain_obstacles(&self, node: NodeId) -> Vec<String>;
+    /// Proposes to the meta group, which this node must lead.
+    fn propose(
+        &self,
+        command: MetaCommand,
+    ) -> BoxFuture<'static, Result<MetaOutcome, ProposeError>>;
 }
 
 /// State of the data directory's disk, written by its watcher.

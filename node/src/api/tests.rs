@@ -241,8 +241,13 @@ impl TestCluster {
         });
         let placed = self.partitions.iter().map(|p| MetaPartition {
             replicas: (0..2)
-                .map(|i| MetaReplica { replica_id: p.views[i].replica.0, node_id: i as u64 + 1 })
+                .map(|i| MetaReplica {
+                    replica_id: p.views[i].replica.0,
+                    node_id: i as u64 + 1,
+                    ..Default::default()
+                })
                 .collect(),
+            ..Default::default()
         });
         self.meta.send_replace(Arc::new(MetaState {
             cluster_id: CLUSTER.into(),

@@ -12,7 +12,7 @@ use ringfold_proto::internal::{
     MetaActivateMember, MetaCommand, MetaFollow, MetaGenesis, MetaInit, MetaJoin, MetaMember,
     MetaPlace, MetaState,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -30,12 +30,18 @@ pub struct MetaFacts {
     pub group: GroupFacts,
     /// Replica of the meta group on this node.
     pub own: ReplicaId,
+    /// Nodes that do not answer now.
+    pub down: BTreeSet<u64>,
+    /// Nodes that have not answered for so long, or whose log is lost, that others take over.
+    pub lost: BTreeSet<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum MetaAction {
     Propose(MetaCommand),
     Change(MembershipChange),
+    /// Hand the meta group's leadership to this replica.
+    Transfer(ReplicaId),
     /// Nothing can be done about it here but to say so.
     CannotPlace(String),
 }
@@ -96,11 +102,21 @@ pub fn decide(
     }
     let active: Vec<&MetaMember> = members.iter().copied().filter(|m| is_active(m)).collect();
     let membership = &facts.group.membership;
-    let voters_missing = voters_wanted(active.len()).saturating_sub(membership.voters.len());
-    if !facts.group.change_pending && !membership.is_joint() {
-        let change = add_learner(&members, facts)
-            .or_else(|| promote(&active, facts, voters_missing))
-            .map(MetaAction::Change);
+    let fit = |m: &&MetaMember| is_active(m) && !facts.lost.contains(&m.node_id);
+    let fit: Vec<&MetaMember> = members.iter().copied().filter(fit).collect();
+    let wanted = voters_wanted(fit.len());
+    let is_voter = |m: &&&MetaMember| membership.is_voter(ReplicaId(m.meta_replica_id));
+    let voters_missing = wanted.saturating_sub(fit.iter().filter(is_voter).count());
+    if !facts.group.change_pending {
+        let change = if membership.is_joint() {
+            Some(MetaAction::Change(MembershipChange::LeaveJoint))
+        } else {
+            add_learner(&members, facts)
+                .or_else(|| promote(&fit, facts, voters_missing))
+                .map(MetaAction::Change)
+                .or_else(|| retire_voter(state, &fit, facts, wanted))
+                .or_else(|| remove_learner(state, facts))
+        };
         actions.extend(change);
     }
     // The record of who has what must not be on fewer nodes than what it records.
@@ -154,6 +170,69 @@ fn promote(active: &[&MetaMember], facts: &MetaFacts, missing: usize) -> Option<
         .map(|m| MembershipChange::Promote(ReplicaId(m.meta_replica_id)))
 }
 
+/// A voter too many becomes a learner: one that drains, is lost or was removed first, once enough
+/// others vote. It leads no more when it does.
+fn retire_voter(
+    state: &MetaState,
+    fit: &[&MetaMember],
+    facts: &MetaFacts,
+    wanted: usize,
+) -> Option<MetaAction> {
+    let voters = &facts.group.membership.voters;
+    let fit_voters: Vec<&MetaMember> = {
+        let votes = |m: &&&MetaMember| voters.contains(&m.meta_replica_id);
+        fit.iter().filter(votes).copied().collect()
+    };
+    if fit_voters.len() < wanted || fit_voters.is_empty() {
+        return None;
+    }
+    let is_fit = |v: &u64| fit_voters.iter().any(|m| m.meta_replica_id == *v);
+    let leaving = match voters.iter().find(|v| !is_fit(v)) {
+        Some(v) => *v,
+        None if fit_voters.len() > wanted => spare_voter(&fit_voters, facts)?,
+        None => return None,
+    };
+    if leaving == facts.own.0 {
+        let caught_up = |m: &&&MetaMember| {
+            m.meta_replica_id != leaving
+                && !facts.down.contains(&m.node_id)
+                && has_everything(facts, m)
+        };
+        let to = fit_voters.iter().find(caught_up)?;
+        return Some(MetaAction::Transfer(ReplicaId(to.meta_replica_id)));
+    }
+    // Of a member that was removed nothing stays.
+    let known = state.members.iter().find(|m| m.meta_replica_id == leaving);
+    Some(MetaAction::Change(match known {
+        Some(m) if !is_removed(m) => MembershipChange::Demote(ReplicaId(leaving)),
+        _ => MembershipChange::Remove(ReplicaId(leaving)),
+    }))
+}
+
+/// In the zone with the most voters the youngest, and not the leader if another will do.
+fn spare_voter(voters: &[&MetaMember], facts: &MetaFacts) -> Option<u64> {
+    let mut of_zone: BTreeMap<&str, usize> = BTreeMap::new();
+    for m in voters {
+        *of_zone.entry(&m.zone).or_default() += 1;
+    }
+    let spare = |m: &&&MetaMember| {
+        let others = of_zone.get(m.zone.as_str()).copied().unwrap_or(0);
+        (others, m.meta_replica_id != facts.own.0, m.node_id)
+    };
+    voters.iter().max_by_key(spare).map(|m| m.meta_replica_id)
+}
+
+/// The replica of a member that was removed, once it has heard so, or does not listen.
+fn remove_learner(state: &MetaState, facts: &MetaFacts) -> Option<MetaAction> {
+    let membership = &facts.group.membership;
+    state
+        .members
+        .iter()
+        .filter(|m| is_removed(m) && membership.learners.contains(&m.meta_replica_id))
+        .find(|m| has_everything(facts, m) || facts.down.contains(&m.node_id))
+        .map(|m| MetaAction::Change(MembershipChange::Remove(ReplicaId(m.meta_replica_id))))
+}
+
 /// The meta group as the controller reaches it.
 #[tonic::async_trait]
 pub trait MetaGroup: Send + Sync + 'static {
@@ -161,6 +240,7 @@ pub trait MetaGroup: Send + Sync + 'static {
     async fn facts(&self) -> Option<MetaFacts>;
     async fn propose(&self, command: &MetaCommand) -> Result<MetaOutcome, ProposeError>;
     async fn change(&self, change: MembershipChange) -> Result<(), String>;
+    async fn transfer(&self, to: ReplicaId) -> Result<(), String>;
 }
 
 /// Runs on every node until `stop`; acts only while its replica leads. `init`: on the node that
@@ -205,6 +285,7 @@ async fn execute(group: &dyn MetaGroup, action: &MetaAction) -> Result<(), Strin
             Err(e) => Err(e.to_string()),
         },
         MetaAction::Change(change) => group.change(*change).await,
+        MetaAction::Transfer(to) => group.transfer(*to).await,
         MetaAction::CannotPlace(reason) => Err(format!("the partitions wait: {reason}")),
     }
 }

@@ -197,6 +197,7 @@ pub fn answer_hello(state: &MetaState, me: NodeId, leader: Option<NodeId>) -> He
             })
             .collect(),
         meta_leader_node_id: leader.map_or(0, |n| n.0),
+        you_are_removed: false,
     }
 }
 

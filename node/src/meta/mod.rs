@@ -1,9 +1,10 @@
 //! The meta group: members, ids and placement of the cluster. `state` decides what a command does,
-//! `machine` applies and publishes it, `controller` runs on the leader, `join` on every node.
+//! `machine` applies and publishes it, `controller` and `rebalance` run on the leader, `join` on every node.
 pub mod controller;
 pub mod database;
 pub mod join;
 pub mod machine;
+pub mod rebalance;
 pub mod replicas;
 pub mod state;
 

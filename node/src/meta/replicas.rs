@@ -1,7 +1,95 @@
-//! Which partition replicas a node has to create, as the placement says.
-use crate::ids::{NodeId, ReplicaId};
-use ringfold_proto::internal::MetaState;
+//! The partitions' replicas as the meta group records them: what its commands do to the records, and
+//! what a node has to create and to destroy for them.
+use super::state::{is_removed, take};
+use crate::ids::{GroupId, NodeId, ReplicaId};
+use crate::partition::apply::MetaOutcome;
+use ringfold_proto::internal::{
+    MetaAdmitReplica, MetaCreateReplica, MetaForgetReplica, MetaPartition, MetaReplica, MetaState,
+};
 use std::collections::BTreeSet;
+
+/// A group has no more replicas than this beyond its replication factor, those on their way out
+/// included.
+const EXTRA_REPLICAS_MAX: usize = 2;
+
+type Outcome = Result<MetaOutcome, String>;
+
+pub(super) fn create(state: &mut MetaState, c: MetaCreateReplica) -> Outcome {
+    let max = state.replication_factor as usize + EXTRA_REPLICAS_MAX;
+    if !state.members.iter().any(|m| m.node_id == c.node_id && !is_removed(m)) {
+        return Err(format!("there is no node {} in this cluster", c.node_id));
+    }
+    let Some(p) = state.placement.get_mut(c.partition as usize) else {
+        return Err(format!("there is no partition {}", c.partition));
+    };
+    if p.replicas.iter().any(|r| r.node_id == c.node_id) {
+        return Err(format!("partition {} has a replica on node {}", c.partition, c.node_id));
+    }
+    if p.replicas.len() >= max {
+        return Err(format!("partition {} has {} replicas", c.partition, p.replicas.len()));
+    }
+    let replica_id = take(&mut state.next_replica_id);
+    p.replicas.push(MetaReplica { replica_id, node_id: c.node_id, admitted: false });
+    Ok(MetaOutcome::Done)
+}
+
+pub(super) fn admit(state: &mut MetaState, c: MetaAdmitReplica) -> Outcome {
+    let p = state.placement.get_mut(c.partition as usize);
+    let r = p.and_then(|p| p.replicas.iter_mut().find(|r| r.replica_id == c.replica_id));
+    match r {
+        Some(r) => r.admitted = true,
+        None => return Err(no_replica(c.partition, c.replica_id)),
+    }
+    Ok(MetaOutcome::Done)
+}
+
+pub(super) fn forget(state: &mut MetaState, c: MetaForgetReplica) -> Outcome {
+    let Some(p) = state.placement.get_mut(c.partition as usize) else {
+        return Err(format!("there is no partition {}", c.partition));
+    };
+    if p.genesis.is_empty() {
+        p.genesis = genesis_of(p);
+    }
+    if !c.confirmed && p.replicas.iter().any(|r| r.replica_id == c.replica_id && r.admitted) {
+        return Err(format!("replica {} may be in its group", c.replica_id));
+    }
+    p.replicas.retain(|r| r.replica_id != c.replica_id);
+    Ok(MetaOutcome::Done)
+}
+
+fn no_replica(partition: u32, replica_id: u64) -> String {
+    format!("partition {partition} has no replica {replica_id}")
+}
+
+/// The group's first membership.
+fn genesis_of(p: &MetaPartition) -> Vec<MetaReplica> {
+    // Written before replicas could move: they are those of the beginning.
+    if p.genesis.is_empty() { p.replicas.clone() } else { p.genesis.clone() }
+}
+
+/// Where a partition's replicas shall be, the preferred leader first.
+pub fn target_of(p: &MetaPartition) -> Vec<u64> {
+    match p.target_node_ids.is_empty() {
+        true => p.replicas.iter().map(|r| r.node_id).collect(),
+        false => p.target_node_ids.clone(),
+    }
+}
+
+/// Of a node's own replicas, by group, those that the records do not know any more: their data is
+/// to be deleted. A replica that this state is too old to know is not among them.
+pub fn forgotten_replicas(
+    state: &MetaState,
+    own: impl IntoIterator<Item = (GroupId, ReplicaId)>,
+) -> Vec<(GroupId, ReplicaId)> {
+    let forgotten = |(group, replica): &(GroupId, ReplicaId)| {
+        let placed = group.partition().and_then(|p| state.placement.get(p as usize));
+        placed.is_some_and(|p| {
+            replica.0 < state.next_replica_id
+                && p.replicas.iter().all(|r| r.replica_id != replica.0)
+        })
+    };
+    own.into_iter().filter(forgotten).collect()
+}
 
 /// A replica to create with the membership that all replicas of its partition start from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,19 +111,19 @@ pub fn wanted_replicas(
 ) -> Vec<WantedReplica> {
     let mut wanted = Vec::new();
     for (partition, placed) in (0..).zip(&state.placement) {
-        let own = placed.replicas.iter().enumerate().find(|(_, r)| r.node_id == me.0);
-        if let Some((i, r)) = own
+        let own = placed.replicas.iter().find(|r| r.node_id == me.0);
+        if let Some(r) = own
             && !known.contains(&ReplicaId(r.replica_id))
         {
+            let genesis = genesis_of(placed);
             wanted.push(WantedReplica {
                 partition,
                 replica: ReplicaId(r.replica_id),
-                genesis: placed
-                    .replicas
+                first_placed: genesis.first().is_some_and(|f| f.replica_id == r.replica_id),
+                genesis: genesis
                     .iter()
                     .map(|r| (ReplicaId(r.replica_id), NodeId(r.node_id)))
                     .collect(),
-                first_placed: i == 0,
             });
         }
     }
@@ -55,12 +143,15 @@ mod tests {
                 .iter()
                 .map(|node_id| {
                     id += 1;
-                    MetaReplica { replica_id: id, node_id: *node_id }
+                    MetaReplica { replica_id: id, node_id: *node_id, admitted: true }
                 })
                 .collect()
         };
         MetaState {
-            placement: placement.iter().map(|n| MetaPartition { replicas: replicas(n) }).collect(),
+            placement: placement
+                .iter()
+                .map(|n| MetaPartition { replicas: replicas(n), ..Default::default() })
+                .collect(),
             ..MetaState::default()
         }
     }

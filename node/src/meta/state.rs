@@ -1,10 +1,13 @@
 //! What a command of the meta group does to its state: pure, and the same on every replica. A
 //! refused command changes nothing.
+use super::replicas;
 use crate::partition::apply::MetaOutcome;
 use ringfold_proto::internal::meta_command::Command;
+use ringfold_proto::internal::meta_place::Nodes;
 use ringfold_proto::internal::{
-    MetaActivateMember, MetaCommand, MetaFollow, MetaInit, MetaJoin, MetaMember, MetaPartition,
-    MetaPlace, MetaReplica, MetaState,
+    MetaActivateMember, MetaCommand, MetaDrainMember, MetaFollow, MetaInit, MetaJoin, MetaMember,
+    MetaPartition, MetaPlace, MetaRemoveMember, MetaReplica, MetaRetarget, MetaState,
+    MetaUndrainMember,
 };
 use ringfold_proto::v1::MemberState;
 use std::collections::BTreeSet;
@@ -16,6 +19,7 @@ const TEXT_BYTES_MAX: usize = 512;
 
 const JOINING: u32 = MemberState::Joining as u32;
 const ACTIVE: u32 = MemberState::Active as u32;
+const DRAINING: u32 = MemberState::Draining as u32;
 const REMOVED: u32 = MemberState::Removed as u32;
 
 /// The node that bootstraps, and its replica of the meta group.
@@ -37,6 +41,17 @@ pub fn apply_command(state: &mut MetaState, cmd: MetaCommand) -> Result<MetaOutc
         Command::Place(c) => place(state, c),
         Command::Follow(c) => follow(state, c),
         Command::ActivateMember(c) => activate(state, c),
+        Command::Retarget(c) => retarget(state, c),
+        Command::CreateReplica(c) => replicas::create(state, c),
+        Command::AdmitReplica(c) => replicas::admit(state, c),
+        Command::ForgetReplica(c) => replicas::forget(state, c),
+        Command::DrainMember(c) => drain(state, c),
+        Command::UndrainMember(c) => undrain(state, c),
+        Command::RemoveMember(c) => remove(state, c),
+        Command::Pause(c) => {
+            state.paused = c.paused;
+            Ok(MetaOutcome::Done)
+        }
     };
     Ok(outcome.unwrap_or_else(MetaOutcome::Refused))
 }
@@ -84,6 +99,7 @@ fn init(state: &mut MetaState, c: MetaInit) -> Outcome {
         placement: Vec::new(),
         default_reducer: c.default_reducer,
         category_reducers: c.category_reducers,
+        paused: false,
     };
     Ok(MetaOutcome::Done)
 }
@@ -154,20 +170,53 @@ fn activate(state: &mut MetaState, c: MetaActivateMember) -> Outcome {
 }
 
 fn place(state: &mut MetaState, c: MetaPlace) -> Outcome {
-    // Moving a replica takes steps of its own: a placement can only be the first.
     if state.epoch != 0 {
         return Err(format!("the partitions are placed, at epoch {}", state.epoch));
     }
-    if c.partitions.len() != state.partitions as usize {
+    check_nodes(state, &c.partitions)?;
+    let next = &mut state.next_replica_id;
+    state.placement = c
+        .partitions
+        .into_iter()
+        .map(|nodes| {
+            let replicas: Vec<_> = nodes
+                .node_ids
+                .iter()
+                .map(|id| MetaReplica { replica_id: take(next), node_id: *id, admitted: true })
+                .collect();
+            let genesis = replicas.clone();
+            MetaPartition { replicas, target_node_ids: nodes.node_ids, genesis }
+        })
+        .collect();
+    state.epoch += 1;
+    Ok(MetaOutcome::Placed { epoch: state.epoch })
+}
+
+/// Moving a replica takes steps of its own: this says only where to.
+fn retarget(state: &mut MetaState, c: MetaRetarget) -> Outcome {
+    if state.epoch == 0 {
+        return Err("the partitions are not placed yet".into());
+    }
+    check_nodes(state, &c.partitions)?;
+    for (partition, nodes) in state.placement.iter_mut().zip(c.partitions) {
+        partition.target_node_ids = nodes.node_ids;
+    }
+    state.epoch += 1;
+    Ok(MetaOutcome::Placed { epoch: state.epoch })
+}
+
+/// Every partition on as many different active nodes as it has replicas.
+fn check_nodes(state: &MetaState, partitions: &[Nodes]) -> Result<(), String> {
+    if partitions.len() != state.partitions as usize {
         return Err(format!(
             "the placement has {} partitions, {} expected",
-            c.partitions.len(),
+            partitions.len(),
             state.partitions
         ));
     }
     let active: BTreeSet<u64> =
         state.members.iter().filter(|m| is_active(m)).map(|m| m.node_id).collect();
-    for (p, nodes) in c.partitions.iter().enumerate() {
+    for (p, nodes) in partitions.iter().enumerate() {
         let distinct: BTreeSet<u64> = nodes.node_ids.iter().copied().collect();
         if nodes.node_ids.len() != state.replication_factor as usize
             || distinct.len() != nodes.node_ids.len()
@@ -181,20 +230,56 @@ fn place(state: &mut MetaState, c: MetaPlace) -> Outcome {
             return Err(format!("partition {p} is placed on node {unknown}, which is not active"));
         }
     }
-    let next = &mut state.next_replica_id;
-    state.placement = c
-        .partitions
-        .into_iter()
-        .map(|nodes| MetaPartition {
-            replicas: nodes
-                .node_ids
-                .into_iter()
-                .map(|node_id| MetaReplica { replica_id: take(next), node_id })
-                .collect(),
-        })
-        .collect();
-    state.epoch += 1;
-    Ok(MetaOutcome::Placed { epoch: state.epoch })
+    Ok(())
+}
+
+/// Another epoch: what was planned before does not hold any more.
+fn drain(state: &mut MetaState, c: MetaDrainMember) -> Outcome {
+    let m = member(&mut state.members, c.node_id)?;
+    match m.state {
+        DRAINING => {}
+        ACTIVE => {
+            m.state = DRAINING;
+            state.epoch += u64::from(state.epoch > 0);
+        }
+        _ => return Err(format!("node {} has not joined yet: remove it instead", c.node_id)),
+    }
+    Ok(MetaOutcome::Done)
+}
+
+fn undrain(state: &mut MetaState, c: MetaUndrainMember) -> Outcome {
+    let m = member(&mut state.members, c.node_id)?;
+    if m.state == DRAINING {
+        m.state = ACTIVE;
+        state.epoch += u64::from(state.epoch > 0);
+    }
+    Ok(MetaOutcome::Done)
+}
+
+fn remove(state: &mut MetaState, c: MetaRemoveMember) -> Outcome {
+    if let Some(m) = state.members.iter().find(|m| m.node_id == c.node_id)
+        && is_removed(m)
+    {
+        return Ok(MetaOutcome::Done);
+    }
+    let held = state.placement.iter().filter(|p| {
+        p.target_node_ids.contains(&c.node_id) || p.replicas.iter().any(|r| r.node_id == c.node_id)
+    });
+    let held = held.count();
+    let m = member(&mut state.members, c.node_id)?;
+    if held > 0 {
+        return Err(format!("node {} has {held} partitions: drain it first", c.node_id));
+    }
+    if m.state == ACTIVE {
+        return Err(format!("node {} is active: drain it first", c.node_id));
+    }
+    m.state = REMOVED;
+    state.epoch += u64::from(state.epoch > 0);
+    Ok(MetaOutcome::Done)
+}
+
+pub fn is_draining(m: &MetaMember) -> bool {
+    m.state == DRAINING
 }
 
 pub fn is_active(m: &MetaMember) -> bool {
@@ -213,7 +298,7 @@ fn member(members: &mut [MetaMember], node_id: u64) -> Result<&mut MetaMember, S
         .ok_or_else(|| format!("there is no node {node_id} in this cluster"))
 }
 
-fn take(next: &mut u64) -> u64 {
+pub(super) fn take(next: &mut u64) -> u64 {
     let id = *next;
     *next += 1;
     id

@@ -74,6 +74,11 @@ pub trait Store: Send + Sync {
 
     /// Bytes written since the last flush, about.
     fn unflushed_bytes(&self) -> u64;
+
+    /// Bytes that a checkpoint would have, about.
+    fn bytes(&self) -> u64 {
+        self.unflushed_bytes()
+    }
 }
 
 pub type SharedStore = Arc<dyn Store>;

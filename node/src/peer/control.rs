@@ -9,7 +9,8 @@ use ringfold_proto::internal::control_request::Request;
 use ringfold_proto::internal::control_response::Response;
 use ringfold_proto::internal::{
     Chunk, ControlRequest, ControlResponse, FetchChunk, FetchManifest, Hello, HelloAnswer, Join,
-    JoinAnswer, Manifest, Offer, Refusal, Taken, TransferDone,
+    JoinAnswer, Manifest, Offer, Refusal, Report, ReportAnswer, Step, StepAnswer, Taken,
+    TransferDone,
 };
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -24,12 +25,24 @@ const IDLE: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(10);
 const CHUNK_ANSWER: Duration = Duration::from_secs(30);
 
-/// Answers what nodes ask while they find each other.
+/// Answers what nodes ask while they find each other, and what the leader of the meta group asks.
 #[tonic::async_trait]
 pub trait ControlHandler: Send + Sync + 'static {
     async fn hello(&self, hello: Hello) -> HelloAnswer;
     /// Refused by all but the leader of the meta group.
     async fn join(&self, join: Join) -> Result<JoinAnswer, Refusal>;
+    /// What this node has.
+    async fn report(&self) -> Result<ReportAnswer, Refusal> {
+        Err(no_steps())
+    }
+    /// A step of the plan, for a group that this node leads.
+    async fn step(&self, _: Step) -> Result<(), Refusal> {
+        Err(no_steps())
+    }
+}
+
+fn no_steps() -> Refusal {
+    refusal("NOT_A_MEMBER", "this node takes no steps")
 }
 
 /// Answers what checkpoint transfers need; `from` is who asks.
@@ -111,6 +124,20 @@ impl PeerClient {
     pub async fn join(&mut self, join: Join) -> Result<JoinAnswer, ControlError> {
         match self.ask(Request::Join(join), ANSWER).await? {
             Response::Join(answer) => Ok(answer),
+            _ => Err(ControlError::Unexpected),
+        }
+    }
+
+    pub async fn report(&mut self) -> Result<ReportAnswer, ControlError> {
+        match self.ask(Request::Report(Report {}), ANSWER).await? {
+            Response::Report(answer) => Ok(answer),
+            _ => Err(ControlError::Unexpected),
+        }
+    }
+
+    pub async fn step(&mut self, step: Step) -> Result<(), ControlError> {
+        match self.ask(Request::Step(step), ANSWER).await? {
+            Response::Step(_) => Ok(()),
             _ => Err(ControlError::Unexpected),
         }
     }
@@ -219,6 +246,12 @@ async fn answer(request: Request, from: NodeId, to: &Handlers) -> Result<Respons
     match request {
         Request::Hello(hello) => Ok(Response::Hello(to.control.hello(hello).await)),
         Request::Join(join) => to.control.join(join).await.map(Response::Join),
+        // Only members: a node without an id has no business with the plan.
+        Request::Report(_) | Request::Step(_) if from.0 == 0 => {
+            Err(refusal("NOT_A_MEMBER", "only members of the cluster may ask this"))
+        }
+        Request::Report(_) => to.control.report().await.map(Response::Report),
+        Request::Step(step) => to.control.step(step).await.map(|()| Response::Step(StepAnswer {})),
         Request::FetchManifest(f) => to.transfers.manifest(from, f).await.map(Response::Manifest),
         Request::FetchChunk(f) => to.transfers.chunk(from, f).await.map(Response::Chunk),
         Request::Offer(offer) => {

@@ -60,9 +60,12 @@ pub enum ApplyTask {
         directory: u32,
         index: u64,
     },
+    /// Closes the database, if it is open.
     Close {
         group: GroupId,
         replica: ReplicaId,
+        /// Told when it is closed.
+        done: Option<oneshot::Sender<()>>,
     },
 }
 
@@ -75,9 +78,7 @@ impl ApplyTask {
             | ApplyTask::Close { group, .. } => *group,
         }
     }
-}
 
-impl ApplyTask {
     pub fn replica(&self) -> ReplicaId {
         match self {
             ApplyTask::Open { view, .. } => view.replica,
@@ -131,9 +132,12 @@ impl Applier {
                 self.groups.insert(group, Machine { machine, view });
                 None
             }
-            ApplyTask::Close { group, replica } => {
+            ApplyTask::Close { group, replica, done } => {
                 if self.groups.get(&group).is_some_and(|m| m.view.replica == replica) {
                     self.groups.remove(&group);
+                }
+                if let Some(done) = done {
+                    let _ = done.send(());
                 }
                 None
             }

@@ -130,7 +130,15 @@ pub enum MembershipChange {
     AddLearner(ReplicaId, NodeId),
     /// A learner that has everything becomes a voter.
     Promote(ReplicaId),
+    /// A voter becomes a learner.
+    Demote(ReplicaId),
     Remove(ReplicaId),
+    /// `Promote` and `Remove` at once, through a joint membership that `LeaveJoint` ends.
+    Swap {
+        promote: ReplicaId,
+        remove: ReplicaId,
+    },
+    LeaveJoint,
 }
 
 /// What a group's replica knows, for the planner and the meta group.
@@ -167,11 +175,24 @@ pub enum Input {
     ChangeMembership {
         group: GroupId,
         change: MembershipChange,
+        /// Index of the membership that it was planned on: refused on another. `None`: any.
+        planned_on: Option<u64>,
         reply: oneshot::Sender<Result<(), String>>,
     },
     Facts {
         group: GroupId,
         reply: oneshot::Sender<Option<GroupFacts>>,
+    },
+    /// Facts of all groups that run here.
+    AllFacts {
+        reply: oneshot::Sender<Vec<(GroupId, ReplicaId, GroupFacts)>>,
+    },
+    /// The replica is of no group any more, running or closed. Answered once its record says so,
+    /// synced, and its database is closed: then its files can go.
+    Destroy {
+        group: GroupId,
+        replica: ReplicaId,
+        reply: oneshot::Sender<()>,
     },
     /// A transfer of a checkpoint at `index` runs: keep the log behind it. `None`: it ended.
     TransferFloor {
@@ -255,6 +276,8 @@ pub struct Driver {
     handed_over: HashSet<GroupId>,
     rng: u64,
     logger: slog::Logger,
+    /// Replicas whose destruction waits for its sync.
+    destroying: Vec<(GroupId, ReplicaId, oneshot::Sender<()>)>,
 }
 
 /// Half of what a position's milliseconds can hold: about the year 2090.
@@ -282,6 +305,7 @@ impl Driver {
             shed: 0,
             handed_over: HashSet::new(),
             logger: slog::Logger::root(slog::Discard, slog::o!()),
+            destroying: Vec::new(),
         }
     }
 
@@ -375,11 +399,55 @@ impl Driver {
         let replica = g.replica;
         tracing::error!(group = %id, replica = replica.0, reason, "replica closed");
         g.close(reason);
-        round.apply.push(ApplyTask::Close { group: id, replica });
+        round.apply.push(ApplyTask::Close { group: id, replica, done: None });
+    }
+
+    /// Ends a replica for good: its id is never used again.
+    fn destroy(
+        &mut self,
+        group: GroupId,
+        replica: ReplicaId,
+        reply: oneshot::Sender<()>,
+        round: &mut Round,
+    ) {
+        let running = self.groups.get(&group).is_some_and(|g| g.replica == replica);
+        let record = match running.then(|| self.groups.remove(&group)).flatten() {
+            Some(g) => {
+                let record = g.record().clone();
+                g.close("it has left its group");
+                record
+            }
+            // A closed one: nothing of its record is of use any more.
+            None => ReplicaRecord {
+                group,
+                replica,
+                directory: 0,
+                membership: Membership::default(),
+                membership_index: 0,
+                truncated_index: 0,
+                truncated_term: 0,
+                destroyed: true,
+                first_placed: false,
+            },
+        };
+        round.write.ops.push(LogOp::Record(Box::new(ReplicaRecord { destroyed: true, ..record })));
+        round.write.ops.push(LogOp::Clear { replica });
+        round.write.persisted.push(PersistedItem {
+            group,
+            replica,
+            ready: None,
+            change: None,
+            installed: None,
+        });
+        self.destroying.push((group, replica, reply));
     }
 
     fn persisted(&mut self, item: PersistedItem, round: &mut Round) {
         let id = item.group;
+        let destroyed = |(g, r, _): &mut (GroupId, ReplicaId, _)| *g == id && *r == item.replica;
+        for (group, replica, done) in self.destroying.extract_if(.., destroyed) {
+            round.apply.push(ApplyTask::Close { group, replica, done: Some(done) });
+        }
         if self.groups.get(&id).is_none_or(|g| g.replica != item.replica) {
             return;
         }
@@ -489,10 +557,10 @@ impl Driver {
                     });
                 }
             }
-            Input::ChangeMembership { group, change, reply } => {
+            Input::ChangeMembership { group, change, planned_on, reply } => {
                 if self.groups.contains_key(&group) {
                     self.with_group(group, round, |g, _| {
-                        g.change_membership(change, reply);
+                        g.change_membership(change, planned_on, reply);
                         Ok(())
                     });
                     self.mark(group);
@@ -503,6 +571,11 @@ impl Driver {
             Input::Facts { group, reply } => {
                 let _ = reply.send(self.groups.get(&group).map(|g| g.facts()));
             }
+            Input::AllFacts { reply } => {
+                let all = self.groups.iter().map(|(id, g)| (*id, g.replica, g.facts()));
+                let _ = reply.send(all.collect());
+            }
+            Input::Destroy { group, replica, reply } => self.destroy(group, replica, reply, round),
             Input::TransferFloor { group, to, index } => {
                 if let Some(g) = self.groups.get_mut(&group) {
                     g.transfer_floor(now, to, index);

@@ -69,6 +69,11 @@ const TRANSFER_LAG_MAX: u64 = 1_000;
 const MESSAGE_BYTES_MAX: u64 = 512 << 10;
 const MESSAGES_IN_FLIGHT_MAX: usize = 64;
 
+/// Committed entries that a learner may lack when it becomes a voter: under steady writes it
+/// always lacks those on their way.
+const CATCH_UP_LAG_MAX: u64 = 64;
+const OWN_REMOVAL: &str = "a leader does not remove itself: move its leadership first";
+
 pub(super) struct Group {
     pub id: GroupId,
     pub replica: ReplicaId,
@@ -610,9 +615,10 @@ impl Group {
     pub fn change_membership(
         &mut self,
         change: MembershipChange,
+        planned_on: Option<u64>,
         reply: oneshot::Sender<Result<(), String>>,
     ) {
-        let refused = self.propose_change(change);
+        let refused = self.propose_change(change, planned_on);
         match refused {
             Ok(index) => self.change_reply = Some((index, reply)),
             Err(reason) => {
@@ -621,7 +627,11 @@ impl Group {
         }
     }
 
-    fn propose_change(&mut self, change: MembershipChange) -> Result<u64, String> {
+    fn propose_change(
+        &mut self,
+        change: MembershipChange,
+        planned_on: Option<u64>,
+    ) -> Result<u64, String> {
         let raft = &self.raw.raft;
         if !self.is_leader() {
             return Err("this replica does not lead".into());
@@ -632,35 +642,53 @@ impl Group {
         if !raft.commit_to_current_term() {
             return Err("the leader has committed nothing in its term yet".into());
         }
-        let mut single = ConfChangeSingle::default();
+        let current = self.record.membership_index;
+        if let Some(planned) = planned_on.filter(|p| *p != current) {
+            return Err(format!(
+                "planned on the membership of entry {planned}, and the group is at that of {current}"
+            ));
+        }
+        let mut v2 = ConfChangeV2::default();
+        v2.set_transition(ConfChangeTransition::Auto);
         let mut context = Vec::new();
         match change {
             MembershipChange::AddLearner(replica, node) => {
-                single.node_id = replica.0;
-                single.set_change_type(ConfChangeType::AddLearnerNode);
+                if self.record.membership.contains(replica) {
+                    return Err(format!("{replica} is in the group"));
+                }
+                v2.changes.push(single(ConfChangeType::AddLearnerNode, replica));
                 context.extend_from_slice(&replica.0.to_le_bytes());
                 context.extend_from_slice(&node.0.to_le_bytes());
             }
             MembershipChange::Promote(replica) => {
-                let p = raft.prs().get(replica.0).filter(|p| p.recent_active);
-                let last = raft.raft_log.committed;
-                if p.is_none_or(|p| p.matched < last) {
-                    return Err(format!("{replica} has not caught up"));
+                self.has_caught_up(replica)?;
+                v2.changes.push(single(ConfChangeType::AddNode, replica));
+            }
+            MembershipChange::Demote(replica) => {
+                self.is_not_own(replica)?;
+                if !self.record.membership.is_voter(replica) {
+                    return Err(format!("{replica} is no voter"));
                 }
-                single.node_id = replica.0;
-                single.set_change_type(ConfChangeType::AddNode);
+                v2.changes.push(single(ConfChangeType::AddLearnerNode, replica));
             }
             MembershipChange::Remove(replica) => {
-                if replica == self.replica {
-                    return Err("a leader does not remove itself: move its leadership first".into());
+                self.is_not_own(replica)?;
+                v2.changes.push(single(ConfChangeType::RemoveNode, replica));
+            }
+            MembershipChange::Swap { promote, remove } => {
+                self.is_not_own(remove)?;
+                self.has_caught_up(promote)?;
+                // An automatic leave would die with its leader.
+                v2.set_transition(ConfChangeTransition::Explicit);
+                v2.changes.push(single(ConfChangeType::AddNode, promote));
+                v2.changes.push(single(ConfChangeType::RemoveNode, remove));
+            }
+            MembershipChange::LeaveJoint => {
+                if !self.record.membership.voters.contains(&self.replica.0) {
+                    return Err(OWN_REMOVAL.into());
                 }
-                single.node_id = replica.0;
-                single.set_change_type(ConfChangeType::RemoveNode);
             }
         }
-        let mut v2 = ConfChangeV2::default();
-        v2.set_transition(ConfChangeTransition::Auto);
-        v2.changes.push(single);
         self.record.membership.after(&v2, &[]).map_err(|e| e.to_string())?;
         let index = raft.raft_log.last_index() + 1;
         let mut entry = Entry { data: v2.encode_to_vec(), context, ..Default::default() };
@@ -670,6 +698,20 @@ impl Group {
         message.set_entries(vec![entry]);
         self.raw.step(message).map_err(|e| e.to_string())?;
         Ok(index)
+    }
+
+    fn is_not_own(&self, replica: ReplicaId) -> Result<(), String> {
+        if replica == self.replica { Err(OWN_REMOVAL.into()) } else { Ok(()) }
+    }
+
+    /// Raft itself would make any learner a voter.
+    fn has_caught_up(&self, replica: ReplicaId) -> Result<(), String> {
+        let raft = &self.raw.raft;
+        let p = raft.prs().get(replica.0).filter(|p| p.recent_active);
+        if p.is_none_or(|p| p.matched + CATCH_UP_LAG_MAX < raft.raft_log.committed) {
+            return Err(format!("{replica} has not caught up"));
+        }
+        Ok(())
     }
 
     pub fn facts(&self) -> GroupFacts {
@@ -1155,6 +1197,12 @@ const MAX_STATE_TAG: u8 = 2 << 3;
 const SNAPSHOT_EVERY_TAG: u8 = 3 << 3;
 const COMMANDS_TAG: u8 = 15 << 3 | 2;
 const META_COMMANDS_TAG: u8 = 1 << 3 | 2;
+
+fn single(kind: ConfChangeType, replica: ReplicaId) -> ConfChangeSingle {
+    let mut single = ConfChangeSingle { node_id: replica.0, ..Default::default() };
+    single.set_change_type(kind);
+    single
+}
 
 fn voters_of(membership: &Membership) -> Arc<[NodeId]> {
     let node = |v: &u64| membership.nodes.get(&ReplicaId(*v)).copied();

@@ -7,7 +7,10 @@ fn known(
     local: Option<(Role, Option<u64>)>,
     nodes: &[u64],
 ) -> (Option<(Role, Option<NodeId>)>, Vec<MetaReplica>) {
-    let replicas = nodes.iter().map(|n| MetaReplica { node_id: *n, replica_id: 10 + n }).collect();
+    let replicas = nodes
+        .iter()
+        .map(|n| MetaReplica { node_id: *n, replica_id: 10 + n, ..Default::default() })
+        .collect();
     (local.map(|(role, leader)| (role, leader.map(NodeId))), replicas)
 }
 

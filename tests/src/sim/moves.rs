@@ -88,7 +88,7 @@ impl World {
         };
         self.note(|| format!("{change:?} of {group} at node {}", leader + 1));
         let (reply, _) = oneshot::channel();
-        self.input(leader, Input::ChangeMembership { group, change, reply });
+        self.input(leader, Input::ChangeMembership { group, change, planned_on: None, reply });
     }
 
     fn end_move(&mut self, group: GroupId, m: &Move) {

@@ -88,10 +88,11 @@ mod tests {
 
     fn meta(nodes: u64) -> MetaState {
         let members = (1..=nodes).map(|n| MetaMember { node_id: n, ..Default::default() });
-        let replicas = (1..=nodes).map(|n| MetaReplica { node_id: n, replica_id: n });
+        let replicas =
+            (1..=nodes).map(|n| MetaReplica { node_id: n, replica_id: n, ..Default::default() });
         MetaState {
             members: members.collect(),
-            placement: vec![MetaPartition { replicas: replicas.collect() }],
+            placement: vec![MetaPartition { replicas: replicas.collect(), ..Default::default() }],
             ..Default::default()
         }
     }

@@ -4,6 +4,7 @@ use crate::meta::state::tests::{apply, command, init_command as init, join_as};
 use crate::raft::membership::Membership;
 use parking_lot::Mutex;
 use proptest::prelude::*;
+use ringfold_proto::internal::{MetaDrainMember, MetaRemoveMember};
 
 fn round_robin(state: &MetaState) -> Result<Vec<Vec<NodeId>>, String> {
     let nodes: Vec<u64> =
@@ -32,7 +33,7 @@ impl Model {
             commit_index: 1,
             ..GroupFacts::default()
         };
-        let facts = MetaFacts { group, own: replica };
+        let facts = MetaFacts { group, own: replica, ..MetaFacts::default() };
         Model { state: MetaState::default(), facts, silent: Vec::new() }
     }
 
@@ -72,8 +73,23 @@ impl Model {
                         let live = m.voters.iter().filter(|v| !self.silent.contains(v)).count();
                         assert!(live > voters / 2, "the change itself cannot be committed");
                     }
-                    MembershipChange::Remove(_) => panic!("nothing is removed"),
+                    MembershipChange::Demote(r) => {
+                        let at = m.voters.iter().position(|v| *v == r.0).unwrap();
+                        m.learners.push(m.voters.remove(at));
+                        assert!(!m.voters.is_empty());
+                    }
+                    MembershipChange::Remove(r) => {
+                        assert!(m.contains(*r));
+                        m.voters.retain(|v| *v != r.0);
+                        m.learners.retain(|l| *l != r.0);
+                        assert!(!m.voters.is_empty());
+                    }
+                    other => panic!("{other:?} is not for the meta group"),
                 }
+            }
+            MetaAction::Transfer(to) => {
+                assert!(self.facts.group.membership.voters.contains(&to.0));
+                self.facts.own = *to;
             }
             MetaAction::CannotPlace(reason) => panic!("{reason}"),
         }
@@ -217,6 +233,45 @@ proptest! {
     }
 }
 
+#[test]
+fn a_voter_that_drains_is_replaced_before_it_leaves_and_leads_no_more() {
+    let mut model = Model::with_members(4);
+    model.settle();
+    assert_eq!(model.facts.group.membership.voters, [1, 2, 3]);
+    apply(&mut model.state, Command::DrainMember(MetaDrainMember { node_id: 1 }));
+    while let Some(action) = model.decide().first().cloned() {
+        let voters = &model.facts.group.membership.voters;
+        assert!(voters.iter().filter(|v| **v != 1).count() >= 2, "{voters:?}");
+        model.execute(&action);
+    }
+    let m = &model.facts.group.membership;
+    let mut voters = m.voters.clone();
+    voters.sort_unstable();
+    assert_eq!((voters, m.learners.as_slice()), (vec![2, 3, 4], [1].as_slice()));
+    assert_ne!(model.facts.own, ReplicaId(1));
+}
+
+#[test]
+fn a_lost_voter_is_replaced_and_a_removed_member_leaves_the_group() {
+    let mut model = Model::with_members(4);
+    model.settle();
+    model.silent = vec![3];
+    model.facts.down.insert(3);
+    assert_eq!(model.decide(), [], "a node that is down for a moment is waited for");
+    model.facts.lost.insert(3);
+    model.settle();
+    assert_eq!(model.facts.group.membership.voters, [1, 2, 4]);
+    assert_eq!(model.facts.group.membership.learners, [3]);
+    for p in &mut model.state.placement {
+        p.replicas.retain(|r| r.node_id != 3);
+        p.target_node_ids.retain(|n| *n != 3);
+    }
+    apply(&mut model.state, Command::DrainMember(MetaDrainMember { node_id: 3 }));
+    apply(&mut model.state, Command::RemoveMember(MetaRemoveMember { node_id: 3 }));
+    model.settle();
+    assert!(!model.facts.group.membership.contains(ReplicaId(3)));
+}
+
 struct Fake(Mutex<Model>, watch::Sender<Arc<MetaState>>);
 
 #[tonic::async_trait]
@@ -232,6 +287,10 @@ impl MetaGroup for Fake {
     }
     async fn change(&self, change: MembershipChange) -> Result<(), String> {
         self.0.lock().execute(&MetaAction::Change(change));
+        Ok(())
+    }
+    async fn transfer(&self, to: ReplicaId) -> Result<(), String> {
+        self.0.lock().execute(&MetaAction::Transfer(to));
         Ok(())
     }
 }

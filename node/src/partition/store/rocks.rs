@@ -267,4 +267,9 @@ impl Store for RocksStore {
         let flushed = self.flushed_bytes.load(Ordering::Relaxed);
         self.written_bytes.load(Ordering::Relaxed).saturating_sub(flushed)
     }
+
+    fn bytes(&self) -> u64 {
+        let files = self.db.property_int_value("rocksdb.live-sst-files-size").ok().flatten();
+        files.unwrap_or(0) + self.unflushed_bytes()
+    }
 }

@@ -25,7 +25,7 @@ impl ControlHandler for Answers {
             cluster_id: local.as_ref().map(|l| l.cluster_id.to_string()).unwrap_or_default(),
             node_id: local.map_or(0, |l| l.node.0),
             nodes: self.0.to_proto(),
-            meta_leader_node_id: 0,
+            ..Default::default()
         }
     }
 

@@ -1,0 +1,172 @@
+//! What the planner plans from, out of the meta group's records and the nodes' reports. Pure.
+use super::contacts::{Contacts, Reached};
+use crate::ids::{GroupId, NodeId, ReplicaId};
+use crate::meta::replicas::target_of;
+use crate::meta::state::{is_active, is_draining};
+use crate::raft::membership::Membership;
+use ringfold_proto::internal::{LeaderReport, MetaPartition, MetaState, ReplicaReport};
+use ringfold_topology::plan::{
+    Health, MemberState, PartitionFact, PlanMember, Reach, ReplicaFact, Role,
+};
+use std::collections::HashMap;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Committed entries that a replica may lack and still counts as having everything: under steady
+/// writes it always lacks those on their way.
+const READY_LAG_MAX: u64 = 64;
+
+/// The leader of a group as it reported itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Led {
+    pub node: NodeId,
+    pub replica: ReplicaId,
+    pub membership_index: u64,
+}
+
+/// What was observed at one time.
+#[derive(Debug, Clone, Default)]
+pub struct Observation {
+    pub epoch: u64,
+    pub replication_factor: u32,
+    pub paused: bool,
+    pub members: Vec<PlanMember>,
+    pub target: Vec<Vec<u64>>,
+    pub partitions: Vec<PartitionFact>,
+    /// By partition.
+    pub leaders: Vec<Option<Led>>,
+}
+
+impl Observation {
+    pub fn new(
+        state: &MetaState,
+        contacts: &Contacts,
+        now: Instant,
+        lost_after: Duration,
+    ) -> Observation {
+        let members = state.members.iter().filter(|m| is_active(m) || is_draining(m));
+        let members: Vec<PlanMember> = members
+            .map(|m| {
+                let node = NodeId(m.node_id);
+                let report = contacts.report(node, now);
+                PlanMember {
+                    node_id: m.node_id,
+                    zone: m.zone.clone(),
+                    weight: ringfold_topology::NORMAL_WEIGHT,
+                    state: match is_draining(m) {
+                        true => MemberState::Draining,
+                        false => MemberState::Active,
+                    },
+                    reach: match contacts.reached(node, now, lost_after) {
+                        Reached::Up => Reach::Up,
+                        Reached::Down { lost } => Reach::Down { lost },
+                    },
+                    free_bytes: report.map(|r| r.disk_free_bytes),
+                    may_lead: report.is_none_or(|r| !r.appends_refused),
+                }
+            })
+            .collect();
+        let reports = Reports::new(contacts, now);
+        let mut partitions = Vec::with_capacity(state.placement.len());
+        let mut leaders = Vec::with_capacity(state.placement.len());
+        for (p, placed) in (0..).zip(&state.placement) {
+            let (fact, led) = reports.partition(GroupId::of_partition(p), placed);
+            partitions.push(fact);
+            leaders.push(led);
+        }
+        Observation {
+            epoch: state.epoch,
+            replication_factor: state.replication_factor,
+            paused: state.paused,
+            members,
+            target: state.placement.iter().map(target_of).collect(),
+            partitions,
+            leaders,
+        }
+    }
+}
+
+/// Fresh reports by group and replica.
+struct Reports<'a>(HashMap<GroupId, Vec<(NodeId, &'a ReplicaReport)>>);
+
+impl<'a> Reports<'a> {
+    fn new(contacts: &'a Contacts, now: Instant) -> Reports<'a> {
+        let mut reports: HashMap<_, Vec<_>> = HashMap::new();
+        for (node, report) in contacts.fresh(now).filter(|(_, r)| !r.lost) {
+            for r in &report.replicas {
+                reports.entry(GroupId(r.group)).or_default().push((node, r));
+            }
+        }
+        Reports(reports)
+    }
+
+    fn partition(&self, group: GroupId, placed: &MetaPartition) -> (PartitionFact, Option<Led>) {
+        let empty = Vec::new();
+        let reports = self.0.get(&group).unwrap_or(&empty);
+        // Of two that think that they lead, the later one.
+        let leader = reports
+            .iter()
+            .filter_map(|(node, r)| Some((*node, ReplicaId(r.replica_id), r.leads.as_ref()?)))
+            .max_by_key(|(_, _, l)| l.term);
+        let membership = leader
+            .map(|(_, _, l)| Membership::from_proto(&l.membership.clone().unwrap_or_default()));
+        let health = |node: u64, replica: u64| {
+            let own = reports.iter().find(|(n, r)| n.0 == node && r.replica_id == replica);
+            match (own, leader) {
+                (Some((_, r)), _) if r.closed => Health::Closed,
+                (None, _) | (_, None) => Health::Unknown,
+                (Some(_), Some((_, _, l))) => health_of(l, replica),
+            }
+        };
+        let fact = |node_id: u64, replica_id: u64, admitted: bool, is_recorded: bool| {
+            let role = match &membership {
+                None if admitted => Role::Voter,
+                None => Role::Recorded,
+                Some(m) => {
+                    let new = m.voters.contains(&replica_id);
+                    let old =
+                        if m.is_joint() { m.voters_outgoing.contains(&replica_id) } else { new };
+                    let learner =
+                        m.learners.contains(&replica_id) || m.learners_next.contains(&replica_id);
+                    Role::of(admitted, new, old, learner)
+                }
+            };
+            let health = health(node_id, replica_id);
+            ReplicaFact { replica_id, node_id, role, health, is_recorded }
+        };
+        let mut replicas: Vec<ReplicaFact> = placed
+            .replicas
+            .iter()
+            .map(|r| fact(r.node_id, r.replica_id, r.admitted, true))
+            .collect();
+        for (replica, node) in membership.iter().flat_map(|m| &m.nodes) {
+            let is_member = membership.as_ref().is_some_and(|m| m.contains(*replica));
+            if is_member && replicas.iter().all(|r| r.replica_id != replica.0) {
+                replicas.push(fact(node.0, replica.0, true, false));
+            }
+        }
+        let partition = PartitionFact {
+            replicas,
+            leader: leader.map(|(_, replica, _)| replica.0),
+            is_joint: membership.as_ref().is_some_and(Membership::is_joint),
+            change_pending: leader.is_some_and(|(_, _, l)| l.change_pending),
+            is_known: leader.is_some(),
+            bytes: reports.iter().map(|(_, r)| r.bytes).max().unwrap_or(0),
+        };
+        let led = leader.map(|(node, replica, l)| Led {
+            node,
+            replica,
+            membership_index: l.membership_index,
+        });
+        (partition, led)
+    }
+}
+
+fn health_of(leader: &LeaderReport, replica: u64) -> Health {
+    let Some(matched) = leader.matched.get(&replica).copied() else { return Health::Unknown };
+    let missing = leader.commit_index.saturating_sub(matched);
+    match missing {
+        0..=READY_LAG_MAX if matched > 0 => Health::Ready,
+        _ => Health::Behind { matched, missing },
+    }
+}

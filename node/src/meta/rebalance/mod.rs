@@ -1,0 +1,296 @@
+//! Moves partitions: the leader of the meta group compares intent with fact, again and again, and
+//! takes small steps, each of which can be lost, doubled or refused without harm.
+//!
+//! ```text
+//! reports of all nodes ─> contacts ─> Observation ─> retarget? ─> propose the new intent
+//!                                          └────────> plan ─> steps ─> meta group, groups' leaders
+//! ```
+//! Nothing is remembered between rounds but who was heard when: whoever leads next goes on.
+pub mod contacts;
+pub mod facts;
+pub mod steps;
+mod view;
+
+use super::state::is_removed;
+use crate::ids::NodeId;
+use crate::partition::apply::MetaOutcome;
+use crate::raft::handle::ProposeError;
+use contacts::Contacts;
+use facts::Observation;
+use parking_lot::Mutex;
+use ringfold_proto::internal::meta_command::Command;
+use ringfold_proto::internal::meta_place::Nodes;
+use ringfold_proto::internal::{MetaCommand, MetaRetarget, MetaState, ReportAnswer, Step};
+use ringfold_proto::v1;
+use ringfold_topology::plan::{Limits, MemberState, Plan, PlanInput};
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Between two looks at the cluster at rest.
+const IDLE: Duration = Duration::from_millis(500);
+/// While something moves.
+const BUSY: Duration = Duration::from_millis(100);
+/// Steps under way at once; each has an end of its own.
+const STEPS_MAX: usize = 32;
+
+#[derive(Debug, Clone)]
+pub struct RebalanceSettings {
+    /// A node that has not answered for so long is repaired elsewhere.
+    pub repair_after_ms: u64,
+    pub limits: Limits,
+}
+
+/// The node and the cluster as the rebalancer reaches them.
+#[tonic::async_trait]
+pub trait Host: Send + Sync + 'static {
+    /// This node leads the meta group.
+    fn leads(&self) -> bool;
+    fn state(&self) -> Arc<MetaState>;
+    /// Answers of those that answer within a second or two.
+    async fn reports(&self, nodes: &BTreeSet<NodeId>) -> Vec<(NodeId, ReportAnswer)>;
+    async fn propose(&self, command: MetaCommand) -> Result<MetaOutcome, ProposeError>;
+    /// Has a node take a step of a group that it leads.
+    async fn step(&self, node: NodeId, step: Step) -> Result<(), String>;
+}
+
+/// What the leader knows and plans; empty on other nodes.
+pub struct Rebalance {
+    settings: RebalanceSettings,
+    plan: watch::Sender<Arc<v1::RebalancePlanResponse>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    contacts: Contacts,
+    observation: Observation,
+}
+
+impl Rebalance {
+    pub fn new(settings: RebalanceSettings) -> Rebalance {
+        Rebalance { settings, plan: watch::Sender::default(), known: Mutex::default() }
+    }
+
+    pub fn plan(&self) -> watch::Receiver<Arc<v1::RebalancePlanResponse>> {
+        self.plan.subscribe()
+    }
+
+    /// Nodes that do not answer, and those of them that are lost.
+    pub fn unreachable(&self) -> (BTreeSet<u64>, BTreeSet<u64>) {
+        let (mut down, mut lost) = (BTreeSet::new(), BTreeSet::new());
+        for m in &self.known.lock().observation.members {
+            if let ringfold_topology::plan::Reach::Down { lost: is_lost } = m.reach {
+                down.insert(m.node_id);
+                if is_lost {
+                    lost.insert(m.node_id);
+                }
+            }
+        }
+        (down, lost)
+    }
+
+    /// Why a drain of the node could not end; nothing before the first look at the cluster.
+    pub fn drain_obstacles(&self, node: NodeId) -> Vec<String> {
+        let known = self.known.lock();
+        let input = self.input(&known.observation);
+        match ringfold_topology::plan::can_drain(&input, &[node.0]) {
+            Ok(()) => Vec::new(),
+            Err(reasons) => reasons.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    fn input<'a>(&self, o: &'a Observation) -> PlanInput<'a> {
+        PlanInput {
+            members: &o.members,
+            replication_factor: o.replication_factor,
+            load_factor: ringfold_topology::LOAD_FACTOR,
+            target: &o.target,
+            partitions: &o.partitions,
+            limits: self.settings.limits,
+            is_paused: o.paused,
+        }
+    }
+
+    fn forget(&self) {
+        *self.known.lock() = Known::default();
+        self.plan.send_if_modified(|p| {
+            let changed = **p != v1::RebalancePlanResponse::default();
+            *p = Arc::default();
+            changed
+        });
+    }
+
+    /// Runs on every node until `stop`; acts only while the node leads the meta group.
+    pub async fn run(self: Arc<Self>, host: Arc<dyn Host>, stop: CancellationToken) {
+        let rounds = async {
+            let mut running = Running::default();
+            loop {
+                let pause = if host.leads() {
+                    self.round(&host, &mut running).await
+                } else {
+                    running = Running::default();
+                    self.forget();
+                    IDLE
+                };
+                tokio::time::sleep(pause).await;
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = rounds => {}
+        }
+    }
+
+    async fn round(&self, host: &Arc<dyn Host>, running: &mut Running) -> Duration {
+        let state = host.state();
+        if state.cluster_id.is_empty() {
+            return IDLE;
+        }
+        let nodes: BTreeSet<NodeId> = {
+            let members = state.members.iter().filter(|m| !is_removed(m));
+            members.map(|m| NodeId(m.node_id)).collect()
+        };
+        let answers = host.reports(&nodes).await;
+        running.collect();
+        // The records as of after the reports: what was recorded meanwhile is not overlooked.
+        let state = host.state();
+        let now = Instant::now();
+        let lost_after = Duration::from_millis(self.settings.repair_after_ms);
+        let observation = {
+            let mut known = self.known.lock();
+            known.contacts.heard(now, &nodes, answers);
+            let o = Observation::new(&state, &known.contacts, now, lost_after);
+            known.observation = o.clone();
+            o
+        };
+        if observation.epoch == 0 {
+            return IDLE;
+        }
+        if let Some(command) = self.retarget(&observation, running) {
+            match host.propose(command).await {
+                Ok(MetaOutcome::Placed { epoch }) => {
+                    tracing::info!(epoch, "the partitions have new targets");
+                }
+                other => tracing::warn!(?other, "the new targets were not taken, tried again"),
+            }
+            return BUSY;
+        }
+        let plan = ringfold_topology::plan::plan(&self.input(&observation));
+        self.publish(&observation, &plan);
+        let at_rest = plan.at_rest;
+        running.start(host, &observation, plan);
+        if at_rest && running.steps.is_empty() { IDLE } else { BUSY }
+    }
+
+    /// The command for a new intent, when members have changed since the last one.
+    fn retarget(&self, o: &Observation, running: &mut Running) -> Option<MetaCommand> {
+        let members = fit_members(o);
+        let key = (members, o.target.clone());
+        if running.placed.as_ref() == Some(&key) {
+            return None;
+        }
+        let explained = match ringfold_topology::plan::retarget(&self.input(o)) {
+            Ok(explained) => explained,
+            Err(e) => {
+                running.say(format!("the partitions keep their targets: {e}"));
+                return None;
+            }
+        };
+        let target = explained.placement.partitions;
+        running.placed = Some(key);
+        if target == o.target {
+            return None;
+        }
+        for line in &explained.explanation {
+            tracing::info!(line, "placement");
+        }
+        let partitions = target.into_iter().map(|node_ids| Nodes { node_ids }).collect();
+        Some(MetaCommand {
+            if_epoch: o.epoch,
+            command: Some(Command::Retarget(MetaRetarget { partitions })),
+        })
+    }
+
+    fn publish(&self, o: &Observation, plan: &Plan) {
+        let now = Arc::new(view::response(o, plan));
+        self.plan.send_if_modified(|p| {
+            let changed = *p != now;
+            *p = now;
+            changed
+        });
+    }
+}
+
+/// Who may be given replicas: when this changes, the intent may.
+type FitMembers = Vec<(u64, String, u32, bool)>;
+
+fn fit_members(o: &Observation) -> FitMembers {
+    let lost = |m: &ringfold_topology::plan::PlanMember| {
+        matches!(m.reach, ringfold_topology::plan::Reach::Down { lost: true })
+    };
+    o.members
+        .iter()
+        .filter(|m| m.state == MemberState::Active && !lost(m))
+        .map(|m| {
+            (m.node_id, m.zone.clone(), m.weight, m.reach == ringfold_topology::plan::Reach::Up)
+        })
+        .collect()
+}
+
+/// What goes on between rounds.
+#[derive(Default)]
+struct Running {
+    steps: JoinSet<(u32, Result<(), String>)>,
+    partitions: HashSet<u32>,
+    /// What the last intent was computed from.
+    placed: Option<(FitMembers, Vec<Vec<u64>>)>,
+    said: String,
+}
+
+impl Running {
+    /// Takes in what has ended.
+    fn collect(&mut self) {
+        while let Some(ended) = self.steps.try_join_next() {
+            match ended {
+                Ok((partition, result)) => {
+                    self.partitions.remove(&partition);
+                    if let Err(reason) = result {
+                        tracing::debug!(partition, reason, "step not taken, planned again");
+                    }
+                }
+                Err(e) => {
+                    tracing::error!(error = %e, "a step failed");
+                    // Which one is not known: none goes on.
+                    self.steps.abort_all();
+                    self.partitions.clear();
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, host: &Arc<dyn Host>, o: &Observation, plan: Plan) {
+        for step in plan.steps {
+            if self.steps.len() >= STEPS_MAX || self.partitions.contains(&step.partition) {
+                continue;
+            }
+            let Some(todo) = steps::Todo::new(o, &step) else { continue };
+            tracing::debug!(partition = step.partition, kind = ?step.kind, "{}", step.explanation);
+            self.partitions.insert(step.partition);
+            let (host, partition) = (host.clone(), step.partition);
+            self.steps.spawn(async move { (partition, todo.run(&*host).await) });
+        }
+    }
+
+    /// The same trouble each round is said once.
+    fn say(&mut self, what: String) {
+        if self.said != what {
+            tracing::warn!("{what}");
+            self.said = what;
+        }
+    }
+}
