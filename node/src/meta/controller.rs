@@ -1,7 +1,7 @@
 //! What the leader of the meta group does: compares what is intended with what is, and takes small
 //! steps. `decide` is pure; `run` reads facts, decides and executes, one action at a time.
 use super::FEATURE_LEVEL_MAX;
-use super::state::{FIRST_ID, is_active, is_removed};
+use super::state::{FIRST_ID, is_active, is_joining, is_removed};
 use crate::ids::{NodeId, ReplicaId};
 use crate::partition::apply::MetaOutcome;
 use crate::raft::driver::{GroupFacts, MembershipChange};
@@ -95,7 +95,7 @@ pub fn decide(
     for m in &members {
         if m.meta_replica_id == 0 {
             actions.push(propose(Command::Follow(MetaFollow { node_id: m.node_id })));
-        } else if !is_active(m) && has_everything(facts, m) {
+        } else if is_joining(m) && has_everything(facts, m) {
             let activate = MetaActivateMember { node_id: m.node_id };
             actions.push(propose(Command::ActivateMember(activate)));
         }

@@ -278,6 +278,10 @@ fn remove(state: &mut MetaState, c: MetaRemoveMember) -> Outcome {
     Ok(MetaOutcome::Done)
 }
 
+pub fn is_joining(m: &MetaMember) -> bool {
+    m.state == JOINING
+}
+
 pub fn is_draining(m: &MetaMember) -> bool {
     m.state == DRAINING
 }

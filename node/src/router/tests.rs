@@ -33,7 +33,9 @@ fn a_call_goes_to_the_leader() {
     for role in [Role::Follower, Role::Learner, Role::Candidate] {
         assert_eq!(choose(Some((role, Some(3))), &all, 0, 0, false), Decision::Forward(NodeId(3)));
         // A hint of an earlier call does not count where a replica is here.
-        assert_eq!(choose(Some((role, None)), &all, 2, 0, false), Decision::Wait);
+        if role != Role::Learner {
+            assert_eq!(choose(Some((role, None)), &all, 2, 0, false), Decision::Wait);
+        }
         // It led before, and has not heard of the next one.
         assert_eq!(choose(Some((role, Some(1))), &all, 0, 0, false), Decision::Wait);
     }
@@ -42,13 +44,24 @@ fn a_call_goes_to_the_leader() {
 #[test]
 fn a_stale_read_is_answered_by_any_replica_that_is_open() {
     let all = [1, 2, 3];
-    for role in [Role::Follower, Role::Learner, Role::Candidate, Role::Leader] {
+    for role in [Role::Follower, Role::Candidate, Role::Leader] {
         assert_eq!(choose(Some((role, None)), &all, 0, 0, true), Decision::Local);
     }
     let closed = Some((Role::Closed, None));
     assert_eq!(choose(closed, &all, 0, 0, true), Decision::Forward(NodeId(2)));
     assert_eq!(choose(closed, &all, 0, 1, true), Decision::Forward(NodeId(3)));
     assert_eq!(choose(closed, &all, 3, 0, true), Decision::Forward(NodeId(2)), "any will do");
+}
+
+/// It may have nothing yet.
+#[test]
+fn a_learner_answers_nothing_and_one_that_knows_no_leader_asks_the_others() {
+    let all = [1, 2, 3];
+    assert_eq!(choose(Some((Role::Learner, None)), &all, 3, 0, false), Decision::Forward(NodeId(3)));
+    for leader in [None, Some(3)] {
+        let stale = choose(Some((Role::Learner, leader)), &all, 0, 0, true);
+        assert_eq!(stale, Decision::Forward(NodeId(2)));
+    }
 }
 
 #[test]
