@@ -3,6 +3,7 @@
 //! One cluster at a time on a machine (a lock file), because faults and two cores do not share well.
 //! Nodes die with the test process, however it ends; folders of dead test processes are removed by
 //! the next one. `RINGFOLD_TEST_KEEP=1` keeps the folder, and so does a failed test.
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::net::TcpListener;
@@ -17,9 +18,10 @@ use std::time::{Duration, Instant};
 use ringfold_proto::v1::cluster_client::ClusterClient;
 use ringfold_proto::v1::event_store_client::EventStoreClient;
 use ringfold_proto::v1::{
-    BootstrapRequest, MemberState, NodeStatusRequest, NodeStatusResponse, Reducer,
-    SafeToStopRequest, SafeToStopResponse, TopologyRequest, TopologyResponse,
-    TransferLeadersRequest, TransferLeadersResponse,
+    BootstrapRequest, DrainRequest, Member, MemberState, NodeStatusRequest, NodeStatusResponse,
+    RebalancePlanRequest, RebalancePlanResponse, Reducer, RemoveMemberRequest, SafeToStopRequest,
+    SafeToStopResponse, TopologyRequest, TopologyResponse, TransferLeadersRequest,
+    TransferLeadersResponse, UndrainRequest,
 };
 use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt;
@@ -31,6 +33,8 @@ pub const READY_MAX: Duration = Duration::from_secs(60);
 /// How long a node may take to stop after SIGTERM: 10 s, and some for a busy machine.
 pub const STOP_MAX: Duration = Duration::from_secs(20);
 const RPC_MAX: Duration = Duration::from_secs(5);
+/// Exit code of a node that was removed.
+const REMOVED_EXIT: i32 = 5;
 /// Below the range that the kernel takes outgoing ports from.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
@@ -243,6 +247,8 @@ pub struct Node {
     pub data_dir: PathBuf,
     pub log_path: PathBuf,
     child: Option<Child>,
+    /// It is no member any more.
+    pub is_removed: bool,
     shim: Option<Shim>,
     store: EventStoreClient<Channel>,
     admin: ClusterClient<Channel>,
@@ -383,31 +389,46 @@ impl LocalCluster {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let root = scratch().join(format!("cluster-{number}"));
         fs::create_dir_all(&root).unwrap();
-        let ports = free_ports(2 * settings.nodes);
-        let nodes = (0..settings.nodes)
-            .map(|i| {
-                let data_dir = settings
-                    .data_dirs
-                    .iter()
-                    .find(|(n, _)| *n == i)
-                    .map_or_else(|| root.join(format!("node{i}/data")), |(_, d)| d.clone());
-                fs::create_dir_all(&data_dir).unwrap();
-                let shadow = root.join(format!("node{i}/shadow"));
-                let client_port = ports[2 * i];
-                Node {
-                    name: format!("node{i}"),
-                    client_port,
-                    peer_port: ports[2 * i + 1],
-                    log_path: root.join(format!("node{i}.log")),
-                    child: None,
-                    shim: settings.shim.then(|| Shim::new(&data_dir, &shadow)),
-                    data_dir,
-                    store: store_client(channel(client_port)),
-                    admin: ClusterClient::new(channel(client_port)),
-                }
-            })
-            .collect();
-        Self { nodes, cluster_id: uuid::Uuid::new_v4().to_string(), settings, root, turn }
+        let cluster_id = uuid::Uuid::new_v4().to_string();
+        let mut cluster = Self { nodes: Vec::new(), cluster_id, settings, root, turn };
+        let ports = free_ports(2 * cluster.settings.nodes);
+        for ports in ports.chunks(2) {
+            cluster.add(ports[0], ports[1]);
+        }
+        cluster
+    }
+
+    fn add(&mut self, client_port: u16, peer_port: u16) -> usize {
+        let i = self.nodes.len();
+        let (root, settings) = (&self.root, &self.settings);
+        let data_dir = settings
+            .data_dirs
+            .iter()
+            .find(|(n, _)| *n == i)
+            .map_or_else(|| root.join(format!("node{i}/data")), |(_, d)| d.clone());
+        fs::create_dir_all(&data_dir).unwrap();
+        let shadow = root.join(format!("node{i}/shadow"));
+        self.nodes.push(Node {
+            name: format!("node{i}"),
+            client_port,
+            peer_port,
+            log_path: root.join(format!("node{i}.log")),
+            child: None,
+            shim: settings.shim.then(|| Shim::new(&data_dir, &shadow)),
+            data_dir,
+            is_removed: false,
+            store: store_client(channel(client_port)),
+            admin: ClusterClient::new(channel(client_port)),
+        });
+        i
+    }
+
+    /// Starts a further node, which joins; gives its place in `nodes`.
+    pub fn grow(&mut self) -> usize {
+        let ports = free_ports(2);
+        let i = self.add(ports[0], ports[1]);
+        self.start_node(i);
+        i
     }
 
     /// The command that starts node `i`.
@@ -468,9 +489,10 @@ impl LocalCluster {
         .await;
     }
 
-    /// Waits until every running node knows a leader of every partition.
+    /// Waits until every partition has a leader, which each running node with a replica knows.
     pub async fn wait_ready(&self) {
         eventually("every partition has a leader", READY_MAX, || async {
+            let mut led = BTreeSet::new();
             for node in self.running() {
                 let topology = node.topology().await.map_err(|s| format!("{}: {s}", node.name))?;
                 let active = topology
@@ -478,25 +500,120 @@ impl LocalCluster {
                     .iter()
                     .filter(|m| m.state == MemberState::Active as i32)
                     .count();
-                let led = topology.partition_map.iter().filter(|p| p.leader_node_id != 0).count();
                 if topology.epoch == 0
-                    || active < self.settings.nodes
-                    || led < self.settings.partitions as usize
+                    || active < self.settings.nodes.min(self.running().count())
+                    || topology.node_id == 0
                 {
                     return Err(format!(
-                        "{}: epoch {}, {active} members active, {led} partitions led",
+                        "{}: epoch {}, {active} members active",
                         node.name, topology.epoch
                     ));
                 }
+                for p in &topology.partition_map {
+                    let is_here = p.replicas.iter().any(|r| r.node_id == topology.node_id);
+                    match p.leader_node_id {
+                        0 if is_here => {
+                            return Err(format!(
+                                "{}: no leader of partition {}",
+                                node.name, p.partition
+                            ));
+                        }
+                        0 => {}
+                        _ => _ = led.insert(p.partition),
+                    }
+                }
+            }
+            if led.len() < self.settings.partitions as usize {
+                return Err(format!("{} partitions led", led.len()));
             }
             Ok(())
         })
         .await;
     }
 
-    /// A client of each node, running or not.
+    /// A client of each node that was not removed, running or not.
     pub fn stores(&self) -> Vec<EventStoreClient<Channel>> {
-        self.nodes.iter().map(Node::store).collect()
+        self.nodes.iter().filter(|n| !n.is_removed).map(Node::store).collect()
+    }
+
+    /// The node's id in the cluster.
+    pub async fn node_id(&self, i: usize) -> u64 {
+        eventually("the node is a member", READY_MAX, || async {
+            let name = &self.nodes[i].name;
+            for node in self.running() {
+                if let Ok(t) = node.topology().await
+                    && let Some(m) = t.members.iter().find(|m| m.name == *name)
+                {
+                    return Ok(m.node_id);
+                }
+            }
+            Err(format!("{name} is no member yet"))
+        })
+        .await
+    }
+
+    /// The plan of moves, from whoever leads the meta group.
+    pub async fn plan(&self) -> Result<RebalancePlanResponse, String> {
+        let node = self.running().next().ok_or("no node runs")?;
+        let request = timed(RebalancePlanRequest {}, RPC_MAX);
+        let answer = within(node.admin().rebalance_plan(request), RPC_MAX).await;
+        answer.map_err(|s| s.to_string())
+    }
+
+    /// Waits until so many members are active, none drains, and nothing is left to move.
+    pub async fn wait_at_rest(&self, members: usize, max: Duration) {
+        eventually("the cluster is at rest", max, || async {
+            let node = self.running().next().ok_or("no node runs")?;
+            let topology = node.topology().await.map_err(|s| s.to_string())?;
+            let active = |m: &&Member| m.state == MemberState::Active as i32;
+            let active: Vec<u64> =
+                topology.members.iter().filter(active).map(|m| m.node_id).collect();
+            if active.len() != members {
+                return Err(format!("active members: {active:?}"));
+            }
+            for p in &topology.partition_map {
+                if p.replicas.iter().any(|r| !active.contains(&r.node_id)) {
+                    return Err(format!(
+                        "partition {} is on others: {:?}",
+                        p.partition, p.replicas
+                    ));
+                }
+            }
+            let plan = self.plan().await?;
+            if plan.at_rest { Ok(()) } else { Err(format!("{plan:?}")) }
+        })
+        .await;
+    }
+
+    /// Asks for a drain; the answer's first message is that it goes on.
+    pub async fn drain(&self, i: usize) -> Result<(), tonic::Status> {
+        let node_id = self.node_id(i).await;
+        let through = self.running().next().expect("a node runs");
+        let request = tonic::Request::new(DrainRequest { node_id });
+        let mut progress = within(through.admin().drain(request), RPC_MAX).await?;
+        progress.message().await.map(|_| ())
+    }
+
+    pub async fn undrain(&self, i: usize) -> Result<(), tonic::Status> {
+        let node_id = self.node_id(i).await;
+        let through = self.running().next().expect("a node runs");
+        let request = timed(UndrainRequest { node_id }, RPC_MAX);
+        within(through.admin().undrain(request), RPC_MAX).await.map(|_| ())
+    }
+
+    /// Removes a node that holds nothing any more; its process ends by itself.
+    pub async fn remove(&mut self, i: usize, max: Duration) {
+        let node_id = self.node_id(i).await;
+        eventually("the node is removed", max, || async {
+            let through = self.running().find(|n| n.name != self.nodes[i].name);
+            let through = through.ok_or("no other node runs")?;
+            let request = timed(RemoveMemberRequest { node_id }, RPC_MAX);
+            let removed = within(through.admin().remove_member(request), RPC_MAX).await;
+            removed.map(|_| ()).map_err(|s| s.to_string())
+        })
+        .await;
+        assert_eq!(self.wait_exit(i, max).await, REMOVED_EXIT, "{}", self.nodes[i].log());
+        self.nodes[i].is_removed = true;
     }
 
     pub fn running(&self) -> impl Iterator<Item = &Node> {

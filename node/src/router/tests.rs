@@ -57,7 +57,10 @@ fn a_stale_read_is_answered_by_any_replica_that_is_open() {
 #[test]
 fn a_learner_answers_nothing_and_one_that_knows_no_leader_asks_the_others() {
     let all = [1, 2, 3];
-    assert_eq!(choose(Some((Role::Learner, None)), &all, 3, 0, false), Decision::Forward(NodeId(3)));
+    assert_eq!(
+        choose(Some((Role::Learner, None)), &all, 3, 0, false),
+        Decision::Forward(NodeId(3))
+    );
     for leader in [None, Some(3)] {
         let stale = choose(Some((Role::Learner, leader)), &all, 0, 0, true);
         assert_eq!(stale, Decision::Forward(NodeId(2)));
