@@ -12,6 +12,7 @@ use crate::partition::store::SharedResources;
 use crate::peer::LocalNodeCell;
 use crate::peer::address_book::AddressBook;
 use crate::peer::control::{NoTransfers, TransferHandler};
+use crate::peer::frame::Timing;
 use crate::peer::transfer::{TransferError, TransferSettings, Transfers};
 use crate::peer::transport::{Handlers, Transport, TransportSettings};
 use crate::raft::driver::{Counters, DriverSettings, Input, NewGroup};
@@ -106,7 +107,13 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
     let cell = LocalNodeCell::new(None);
     let book = AddressBook::default();
     let transport = Transport::new(
-        TransportSettings::default(),
+        TransportSettings {
+            timing: Timing {
+                tick_ms: settings.tick_ms.try_into().unwrap_or(u32::MAX),
+                election_ticks: settings.election_ticks.try_into().unwrap_or(u32::MAX),
+            },
+            ..TransportSettings::default()
+        },
         cell.clone(),
         book,
         tokio::runtime::Handle::current(),
