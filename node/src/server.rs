@@ -344,8 +344,7 @@ fn load_replicas(
     home: &ReplicaHome,
     replicas: &Replicas,
 ) -> std::io::Result<Loaded> {
-    let mut groups = Vec::new();
-    let mut known = BTreeSet::new();
+    let (mut groups, mut known) = (Vec::new(), BTreeSet::new());
     let Some(log) = &opened.log else { return Ok((groups, known)) };
     let loaded = match log.load() {
         Ok(loaded) => loaded,
@@ -358,17 +357,15 @@ fn load_replicas(
         let live = loaded.iter().filter(|l| !l.record.destroyed).map(|l| l.record.directory_name());
         home.clean(&live.collect())?;
     }
-    for l in loaded {
-        known.insert(l.record.replica);
-        if l.record.destroyed {
-            continue;
-        }
-        match &opened.lost {
-            Some(reason) => {
+    known.extend(loaded.iter().map(|l| l.record.replica));
+    let live: Vec<_> = loaded.into_iter().filter(|l| !l.record.destroyed).collect();
+    match &opened.lost {
+        Some(reason) => {
+            for l in live {
                 ReplicaHome::register_closed(l.record.group, l.record.replica, reason, replicas);
             }
-            None => groups.extend(home.load(l, replicas)),
         }
+        None => groups = home.load_all(live, replicas),
     }
     Ok((groups, known))
 }
