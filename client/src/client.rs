@@ -245,7 +245,11 @@ impl Client {
         // The connection failed, or the node knows that others are the better choice.
         if matches!(
             e.reason.as_str(),
-            "" | "NO_LEADER" | "NODE_STOPPING" | "REPLICA_CLOSED" | "CLOCK_BEHIND"
+            "" | "NO_LEADER"
+                | "NODE_STARTING"
+                | "NODE_STOPPING"
+                | "REPLICA_CLOSED"
+                | "CLOCK_BEHIND"
         ) {
             node.avoid();
         }

@@ -341,6 +341,7 @@ pub fn markdown() -> String {
          | 3 | the data directory is of another cluster, of a newer format, or in use |\n\
          | 4 | the log could not be written or synced |\n\
          | 5 | this node was removed from the cluster |\n\
+         | 6 | a part of the node panicked where no single partition could be closed instead: please report it |\n\
          | 1 | anything else |\n",
     );
     out.push_str(

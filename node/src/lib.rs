@@ -8,6 +8,7 @@ pub mod disk;
 pub mod identity;
 pub mod ids;
 pub mod meta;
+pub mod panics;
 pub mod partition;
 pub mod peer;
 pub mod raft;

@@ -1,6 +1,6 @@
 //! `ringfold-node`: one node of a cluster.
 use ringfold_node::config::{self, Loaded, LogFormat, Settings};
-use ringfold_node::server;
+use ringfold_node::{panics, server};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -20,6 +20,7 @@ fn main() {
         }
     };
     start_log(&settings);
+    panics::end_process_on_panic();
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let ended = match runtime {

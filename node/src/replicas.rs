@@ -10,11 +10,15 @@ use crate::raft::driver::NewGroup;
 use crate::raft::handle::{Applied, ReplicaView, Replicas};
 use crate::raft::log::{LoadedReplica, ReplicaRecord};
 use crate::raft::membership::Membership;
+use parking_lot::Mutex;
 use ringfold_proto::internal::{MetaState, ReducerTable};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::watch;
+
+/// Databases that are opened at the same time.
+const OPENED_AT_ONCE: usize = 8;
 
 /// Opens and creates replicas' databases below one data directory.
 #[derive(Clone)]
@@ -90,6 +94,28 @@ impl ReplicaHome {
         let opened = self.open(record.group, record.replica, record.directory);
         let last = loaded.entries.map_or(0, |(_, last)| last);
         self.register(record, loaded.vote, last, false, opened, replicas)
+    }
+
+    /// All of them, several at a time: opening one waits for the disk and for its own recovery.
+    pub fn load_all(&self, loaded: Vec<LoadedReplica>, replicas: &Replicas) -> Vec<NewGroup> {
+        let threads = OPENED_AT_ONCE.min(loaded.len());
+        let waiting = Mutex::new(loaded.into_iter());
+        let opened = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    loop {
+                        // Apart, so that the lock is not held while the database opens.
+                        let next = waiting.lock().next();
+                        let Some(l) = next else { return };
+                        if let Some(group) = self.load(l, replicas) {
+                            opened.lock().push(group);
+                        }
+                    }
+                });
+            }
+        });
+        opened.into_inner()
     }
 
     /// A new replica of a group that began with these voters; `first_placed` campaigns at once.

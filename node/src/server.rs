@@ -13,6 +13,7 @@ use crate::partition::store::SharedResources;
 use crate::peer::LocalNodeCell;
 use crate::peer::address_book::AddressBook;
 use crate::peer::control::{NoTransfers, TransferHandler};
+use crate::peer::frame::Timing;
 use crate::peer::transfer::{TransferError, TransferSettings, Transfers};
 use crate::peer::transport::{Handlers, Transport, TransportSettings};
 use crate::raft::driver::{Counters, DriverSettings, Input, NewGroup};
@@ -107,7 +108,13 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
     let cell = LocalNodeCell::new(None);
     let book = AddressBook::default();
     let transport = Transport::new(
-        TransportSettings::default(),
+        TransportSettings {
+            timing: Timing {
+                tick_ms: settings.tick_ms.try_into().unwrap_or(u32::MAX),
+                election_ticks: settings.election_ticks.try_into().unwrap_or(u32::MAX),
+            },
+            ..TransportSettings::default()
+        },
         cell.clone(),
         book,
         tokio::runtime::Handle::current(),
@@ -346,8 +353,7 @@ fn load_replicas(
     home: &ReplicaHome,
     replicas: &Replicas,
 ) -> std::io::Result<Loaded> {
-    let mut groups = Vec::new();
-    let mut known = BTreeSet::new();
+    let (mut groups, mut known) = (Vec::new(), BTreeSet::new());
     let Some(log) = &opened.log else { return Ok((groups, known)) };
     let loaded = match log.load() {
         Ok(loaded) => loaded,
@@ -360,17 +366,15 @@ fn load_replicas(
         let live = loaded.iter().filter(|l| !l.record.destroyed).map(|l| l.record.directory_name());
         home.clean(&live.collect())?;
     }
-    for l in loaded {
-        known.insert(l.record.replica);
-        if l.record.destroyed {
-            continue;
-        }
-        match &opened.lost {
-            Some(reason) => {
+    known.extend(loaded.iter().map(|l| l.record.replica));
+    let live: Vec<_> = loaded.into_iter().filter(|l| !l.record.destroyed).collect();
+    match &opened.lost {
+        Some(reason) => {
+            for l in live {
                 ReplicaHome::register_closed(l.record.group, l.record.replica, reason, replicas);
             }
-            None => groups.extend(home.load(l, replicas)),
         }
+        None => groups = home.load_all(live, replicas),
     }
     Ok((groups, known))
 }

@@ -94,11 +94,25 @@ fn five_nodes_hold() {
     hold(0..200 * u64::from(factor()), Options { nodes: 5, ..Options::default() });
 }
 
+fn quick_changes() -> Options {
+    Options { quick_changes: true, ..Options::default() }
+}
+
+#[test]
+fn membership_changes_in_quick_succession_hold() {
+    let count = 300 * u64::from(factor());
+    let total = hold(0..count, quick_changes());
+    eprintln!("{count} seeds: {total:?}");
+    assert!(total.membership_changes > 2 * count, "too few membership changes: {total:?}");
+    assert!(total.crashes > count, "too few crashes: {total:?}");
+}
+
 /// Does nothing without `RINGFOLD_SIM_SEED`.
 #[test]
 fn one_seed() {
     let Some(seed) = setting("RINGFOLD_SIM_SEED") else { return };
-    match run(seed, Options { nodes: nodes(), ..Options::default() }) {
+    let quick_changes = setting("RINGFOLD_SIM_QUICK_CHANGES").is_some();
+    match run(seed, Options { nodes: nodes(), quick_changes, ..Options::default() }) {
         Ok(report) => eprintln!("seed {seed} holds: {report:?}"),
         Err(failure) => panic!("\n{failure}"),
     }
@@ -115,8 +129,12 @@ fn the_same_seed_twice_is_identical() {
 
 /// Runs seeds with a planted bug until one fails.
 fn find(planted: Planted, promises: bool, seeds: u64) -> Box<Failure> {
-    let options = Options { planted: Some(planted), promises, ..Options::default() };
+    find_with(Options { planted: Some(planted), promises, ..Options::default() }, seeds)
+}
+
+fn find_with(options: Options, seeds: u64) -> Box<Failure> {
     let found = run_seeds(0..seeds, options).expect_err("the planted bug was not found");
+    let planted = options.planted;
     eprintln!("{planted:?}: seed {}: {:?}: {}", found.seed, found.kind, found.detail);
     found
 }
@@ -179,4 +197,11 @@ fn finds_a_commit_index_that_goes_back_at_restart() {
 #[test]
 fn finds_a_membership_lost_at_restart() {
     assert_eq!(find(Planted::MembershipLostAtRestart, true, 100).kind, Kind::MembershipLost);
+}
+
+#[test]
+fn finds_a_membership_change_logged_without_the_commit_index() {
+    let options = Options { planted: Some(Planted::ChangeWithoutCommit), ..quick_changes() };
+    let kind = find_with(options, 20_000).kind;
+    assert!(matches!(kind, Kind::CommittedDiffers | Kind::TwoLeaders), "{kind:?}");
 }

@@ -117,6 +117,8 @@ reasons! {
         "send it again: a majority of the partition's replicas must be up to elect a leader";
     NodeStopping = "NODE_STOPPING", Unavailable, Yes, [],
         "ask another node";
+    NodeStarting = "NODE_STARTING", Unavailable, Yes, [],
+        "send it again, or ask another node: this one has not read the cluster's state yet";
     ReplicaClosed = "REPLICA_CLOSED", Unavailable, Yes, [],
         "ask another node, and see why the replica was closed in this node's status";
     ClockBehind = "CLOCK_BEHIND", Unavailable, Yes, ["ahead_ms"],
@@ -190,6 +192,8 @@ pub enum ApiError {
     NoLeader { partition: u32 },
     #[error("the node is stopping")]
     NodeStopping,
+    #[error("the node is starting: it does not know its cluster's partitions yet")]
+    NodeStarting,
     #[error("the node's replica is closed: {0}")]
     ReplicaClosed(String),
     #[error("after_position lies {ahead_ms} ms ahead of the leader's clock, 500 ms at most")]
@@ -270,6 +274,7 @@ impl ApiError {
             ApiError::NotLeader { .. } => Reason::NotLeader,
             ApiError::NoLeader { .. } => Reason::NoLeader,
             ApiError::NodeStopping => Reason::NodeStopping,
+            ApiError::NodeStarting => Reason::NodeStarting,
             ApiError::ReplicaClosed(_) => Reason::ReplicaClosed,
             ApiError::ClockBehind { .. } => Reason::ClockBehind,
             ApiError::OutcomeUnknown(_) => Reason::OutcomeUnknown,
@@ -331,6 +336,7 @@ impl ApiError {
             | ApiError::Overloaded(_)
             | ApiError::NotLeader { leader: None }
             | ApiError::NodeStopping
+            | ApiError::NodeStarting
             | ApiError::ReplicaClosed(_)
             | ApiError::OutcomeUnknown(_)
             | ApiError::DeadlineExceeded { .. }

@@ -117,10 +117,15 @@ impl NodeInfo {
 }
 
 impl Node {
-    /// Number of partitions; `NOT_BOOTSTRAPPED` before the node knows it.
+    /// Number of partitions. `NOT_BOOTSTRAPPED` before the node belongs to a cluster; a member that
+    /// has not read the cluster's state yet is starting, or has lost its log.
     pub fn partitions(&self) -> Result<u32, ApiError> {
         match self.meta.borrow().partitions {
-            0 => Err(ApiError::NotBootstrapped),
+            0 => Err(match (self.info.membership.get(), self.info.lost.get()) {
+                (_, Some(reason)) => ApiError::ReplicaClosed(reason.clone()),
+                (Some(_), None) => ApiError::NodeStarting,
+                (None, None) => ApiError::NotBootstrapped,
+            }),
             n => Ok(n),
         }
     }

@@ -3,7 +3,6 @@
 use super::errors::ApiError;
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use tokio::sync::oneshot;
@@ -53,7 +52,7 @@ impl ReadPool {
         let (reply, answer) = oneshot::channel();
         let job = Box::new(move || {
             if !reply.is_closed() {
-                let _ = reply.send(catch_unwind(AssertUnwindSafe(read)));
+                let _ = reply.send(crate::panics::catch(read));
             }
         });
         {

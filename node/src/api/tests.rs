@@ -193,6 +193,11 @@ fn raft(
 
 /// Two nodes that serve on loopback.
 async fn cluster() -> TestCluster {
+    cluster_of(true).await
+}
+
+/// `members`: whether the nodes belong to a cluster already.
+async fn cluster_of(members: bool) -> TestCluster {
     let disk = MemoryDisk::default();
     let partitions: Vec<_> = (0..PARTITIONS).map(|p| Arc::new(Partition::new(p, &disk))).collect();
     let (meta, _) = watch::channel(Arc::new(MetaState::default()));
@@ -203,7 +208,9 @@ async fn cluster() -> TestCluster {
         let (rounds, deposed) = (Arc::default(), Arc::default());
         let membership = OnceLock::new();
         let me = Membership { node: NodeId(i as u64 + 1), cluster_id: CLUSTER.into() };
-        membership.set(me).unwrap();
+        if members {
+            membership.set(me).unwrap();
+        }
         let node = Arc::new(Node {
             raft: raft(i, &partitions, Arc::clone(&rounds), Arc::clone(&deposed)),
             meta: meta.subscribe(),
@@ -737,7 +744,7 @@ async fn health_follows_the_node_and_streams_end_with_it() {
 
 #[tokio::test]
 async fn a_node_without_a_cluster_says_so() {
-    let cluster = cluster().await;
+    let cluster = cluster_of(false).await;
     cluster.meta.send_replace(Arc::default());
     let mut client = cluster.client(0).await;
     let e = client.append(append("a-1", 1, None)).await.unwrap_err();
@@ -745,6 +752,27 @@ async fn a_node_without_a_cluster_says_so() {
     let e = client.list_states(v1::ListStatesRequest::default()).await.unwrap_err();
     assert_eq!(reason(&e), "NOT_BOOTSTRAPPED");
     assert!(!cluster.nodes[0].node.is_serving());
+}
+
+#[tokio::test]
+async fn a_member_that_has_not_read_the_clusters_state_is_unavailable_and_not_without_a_cluster() {
+    let cluster = cluster().await;
+    cluster.meta.send_replace(Arc::default());
+    let mut client = cluster.client(0).await;
+    let mut admin = ClusterClient::connect(cluster.nodes[0].url.clone()).await.unwrap();
+    for e in [
+        client.append(append("a-1", 1, None)).await.unwrap_err(),
+        client.list_states(v1::ListStatesRequest::default()).await.unwrap_err(),
+        admin.safe_to_stop(v1::SafeToStopRequest { node_id: 0 }).await.unwrap_err(),
+    ] {
+        assert_eq!((e.code(), &*reason(&e)), (Code::Unavailable, "NODE_STARTING"), "{e}");
+    }
+    assert!(!cluster.nodes[0].node.is_serving());
     cluster.place();
     client.append(append("a-1", 1, None)).await.unwrap();
+
+    cluster.nodes[0].node.info.lost.set("the log is missing".into()).unwrap();
+    cluster.meta.send_replace(Arc::default());
+    let e = client.append(append("a-1", 2, None)).await.unwrap_err();
+    assert_eq!(reason(&e), "REPLICA_CLOSED");
 }

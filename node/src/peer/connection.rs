@@ -1,8 +1,8 @@
 //! One TCP connection to or from a peer: opening it, the handshake on both sides, reading frames.
 use super::LocalNode;
 use super::frame::{
-    ANSWER_BYTES, FrameError, HANDSHAKE_HEAD_BYTES, Handshake, HandshakeAnswer, Kind, VERSION,
-    Verdict, take_frame,
+    ANSWER_BYTES, ANSWER_START_BYTES, FrameError, HANDSHAKE_HEAD_BYTES, Handshake, HandshakeAnswer,
+    Kind, Timing, VERSION, Verdict, take_frame,
 };
 use crate::ids::NodeId;
 use bytes::{Bytes, BytesMut};
@@ -29,6 +29,10 @@ pub enum DialError {
     Answer(#[from] FrameError),
     #[error("{}", refusal(*.0, *.1))]
     Refused(Verdict, NodeId),
+    #[error(
+        "refused by {node}: it runs with {theirs}, this node with {ours}: they must be the same on all nodes of a cluster"
+    )]
+    Timing { node: NodeId, ours: Timing, theirs: Timing },
 }
 
 fn refusal(verdict: Verdict, node: NodeId) -> String {
@@ -40,6 +44,7 @@ fn refusal(verdict: Verdict, node: NodeId) -> String {
         Verdict::NotJoined => "it is in no cluster yet",
         Verdict::Busy => "it has too many connections",
         Verdict::Malformed => "it did not understand the handshake",
+        Verdict::WrongTiming => "it runs with another tick_ms or election_ticks",
     };
     format!("refused by {node}: {why}")
 }
@@ -55,8 +60,17 @@ pub async fn dial(
         tune(&stream)?;
         stream.write_all(&handshake.encode()?).await?;
         let mut bytes = [0; ANSWER_BYTES];
-        stream.read_exact(&mut bytes).await?;
+        let (start, rest) = bytes.split_at_mut(ANSWER_START_BYTES);
+        stream.read_exact(start).await?;
+        if let Some(start) = start.first_chunk() {
+            HandshakeAnswer::check_start(start)?;
+        }
+        stream.read_exact(rest).await?;
         let answer = HandshakeAnswer::decode(&bytes)?;
+        if answer.verdict == Verdict::WrongTiming {
+            let (node, ours, theirs) = (answer.node, handshake.timing, answer.timing);
+            return Err(DialError::Timing { node, ours, theirs });
+        }
         if answer.verdict != Verdict::Accepted || answer.nonce != handshake.nonce {
             return Err(DialError::Refused(answer.verdict, answer.node));
         }
@@ -84,12 +98,17 @@ pub enum GreetError {
     Malformed(#[from] FrameError),
     #[error("{:?}: cluster {:?}, from {}, to {}", .0, .1.cluster_id, .1.from, .1.to)]
     Refused(Verdict, Handshake),
+    #[error(
+        "{} runs with {}, this node with {ours}: they must be the same on all nodes of a cluster", .handshake.from, .handshake.timing
+    )]
+    Timing { handshake: Handshake, ours: Timing },
 }
 
 /// Reads the handshake of a connection that was accepted, and answers it.
 pub async fn greet(
     stream: &mut TcpStream,
     local: Option<&LocalNode>,
+    timing: Timing,
     limit: Duration,
 ) -> Result<Handshake, GreetError> {
     let read = async {
@@ -106,17 +125,20 @@ pub async fn greet(
             Err(e) => Err(e),
         };
         let (verdict, nonce) = match &outcome {
-            Ok(h) => (judge(h, local), h.nonce),
+            Ok(h) => (judge(h, local, timing), h.nonce),
             Err(FrameError::Version(_)) => (Verdict::WrongVersion, 0),
             // Not one of us: not a byte for it.
             Err(FrameError::Magic) => return Err(FrameError::Magic.into()),
             Err(_) => (Verdict::Malformed, 0),
         };
         let node = local.map_or(NodeId(0), |l| l.node);
-        let answer = HandshakeAnswer { version: VERSION, verdict, node, nonce };
+        let answer = HandshakeAnswer { version: VERSION, verdict, node, nonce, timing };
         stream.write_all(&answer.encode()).await?;
         match outcome {
             Ok(h) if verdict == Verdict::Accepted => Ok(h),
+            Ok(handshake) if verdict == Verdict::WrongTiming => {
+                Err(GreetError::Timing { handshake, ours: timing })
+            }
             Ok(h) => Err(GreetError::Refused(verdict, h)),
             Err(e) => Err(e.into()),
         }
@@ -126,7 +148,15 @@ pub async fn greet(
 
 /// Whether a connection is for this node. Control connections are how nodes find each other: there
 /// one that does not know yet who it is or whom it asks may say so.
-pub fn judge(h: &Handshake, local: Option<&LocalNode>) -> Verdict {
+pub fn judge(h: &Handshake, local: Option<&LocalNode>, timing: Timing) -> Verdict {
+    match judge_identity(h, local) {
+        // Another cluster's settings are no fault.
+        Verdict::Accepted if h.timing != timing => Verdict::WrongTiming,
+        verdict => verdict,
+    }
+}
+
+fn judge_identity(h: &Handshake, local: Option<&LocalNode>) -> Verdict {
     let control = h.kind == Kind::Control;
     let Some(local) = local else {
         return if control { Verdict::Accepted } else { Verdict::NotJoined };
@@ -201,14 +231,35 @@ mod tests {
 
     fn handshake(kind: Kind, cluster: &str, from: u64, to: u64) -> Handshake {
         let cluster_id = cluster.into();
-        Handshake { kind, cluster_id, from: NodeId(from), to: NodeId(to), nonce: 1 }
+        let (from, to) = (NodeId(from), NodeId(to));
+        Handshake { kind, cluster_id, from, to, nonce: 1, timing: TIMING }
+    }
+
+    const TIMING: Timing = Timing { tick_ms: 100, election_ticks: 10 };
+
+    #[test]
+    fn other_settings_are_refused_on_every_connection_but_not_another_clusters() {
+        let local = LocalNode { cluster_id: "c".into(), node: NodeId(2) };
+        for timing in [Timing { tick_ms: 99, ..TIMING }, Timing { election_ticks: 11, ..TIMING }] {
+            for kind in [Kind::Votes, Kind::Entries, Kind::Transfer, Kind::Control] {
+                let h = Handshake { timing, ..handshake(kind, "c", 1, 2) };
+                assert_eq!(judge(&h, Some(&local), TIMING), Verdict::WrongTiming);
+                assert_eq!(judge(&h, Some(&local), timing), Verdict::Accepted);
+            }
+            let h = Handshake { timing, ..handshake(Kind::Control, "d", 1, 2) };
+            assert_eq!(judge(&h, Some(&local), TIMING), Verdict::WrongCluster);
+            // Also before either of them has joined.
+            let h = Handshake { timing, ..handshake(Kind::Control, "", 0, 0) };
+            assert_eq!(judge(&h, None, TIMING), Verdict::WrongTiming);
+        }
     }
 
     #[test]
     fn only_a_peer_of_this_cluster_that_means_this_node_gets_in() {
         let local = LocalNode { cluster_id: "c".into(), node: NodeId(2) };
-        let verdict =
-            |kind, cluster, from, to| judge(&handshake(kind, cluster, from, to), Some(&local));
+        let verdict = |kind, cluster, from, to| {
+            judge(&handshake(kind, cluster, from, to), Some(&local), TIMING)
+        };
         for kind in [Kind::Votes, Kind::Entries, Kind::Transfer] {
             assert_eq!(verdict(kind, "c", 1, 2), Verdict::Accepted);
             assert_eq!(verdict(kind, "d", 1, 2), Verdict::WrongCluster);
@@ -227,9 +278,9 @@ mod tests {
     #[test]
     fn a_node_that_has_not_joined_takes_control_connections_only() {
         for kind in [Kind::Votes, Kind::Entries, Kind::Transfer] {
-            assert_eq!(judge(&handshake(kind, "c", 1, 2), None), Verdict::NotJoined);
+            assert_eq!(judge(&handshake(kind, "c", 1, 2), None, TIMING), Verdict::NotJoined);
         }
-        assert_eq!(judge(&handshake(Kind::Control, "c", 1, 0), None), Verdict::Accepted);
+        assert_eq!(judge(&handshake(Kind::Control, "c", 1, 0), None, TIMING), Verdict::Accepted);
     }
 
     #[tokio::test]

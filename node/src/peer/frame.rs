@@ -4,8 +4,9 @@
 //! the bytes that are there. All integers are little endian; checksums are CRC-32C.
 //!
 //! ```text
-//! handshake  magic 4 · version 2 · kind 1 · len 1 · from 8 · to 8 · nonce 8 · cluster id (len) · crc 4
-//! answer     magic 4 · version 2 · verdict 1 · 0 · node 8 · nonce 8 · crc 4
+//! handshake  magic 4 · version 2 · kind 1 · len 1 · from 8 · to 8 · nonce 8 · cluster id (len) · timing 8 · crc 4
+//! answer     magic 4 · version 2 · verdict 1 · 0 · node 8 · nonce 8 · timing 8 · crc 4
+//! timing     tick_ms 4 · election_ticks 4
 //! frame      len 4 · crc of len and payload 4 · payload (len)
 //! payload    0 · (group 4 · from 8 · to 8 · len 4 · bytes)*      raft messages
 //!            1 · wall clock in Unix ms 8                         a pulse, each second
@@ -16,9 +17,13 @@ use crate::raft::message::PeerMessage;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::sync::Arc;
 
-pub const VERSION: u16 = 1;
+/// 2: handshake and answer carry the timing.
+pub const VERSION: u16 = 2;
 pub const HANDSHAKE_HEAD_BYTES: usize = 32;
-pub const ANSWER_BYTES: usize = 28;
+pub const ANSWER_BYTES: usize = 36;
+/// Magic and version.
+pub const ANSWER_START_BYTES: usize = 6;
+const TIMING_BYTES: usize = 8;
 pub const FRAME_HEAD_BYTES: usize = 8;
 pub const MESSAGE_HEAD_BYTES: usize = 24;
 pub const CLUSTER_ID_BYTES_MAX: usize = 128;
@@ -62,6 +67,31 @@ pub enum Kind {
     Transfer = 4,
 }
 
+/// What all nodes of a cluster must have in common: a leader's lease ends before any other node can
+/// be elected, by the election timeout that it knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    pub tick_ms: u32,
+    pub election_ticks: u32,
+}
+
+impl Timing {
+    fn put(self, b: &mut Vec<u8>) {
+        b.put_u32_le(self.tick_ms);
+        b.put_u32_le(self.election_ticks);
+    }
+
+    fn get(b: &mut &[u8]) -> Timing {
+        Timing { tick_ms: b.get_u32_le(), election_ticks: b.get_u32_le() }
+    }
+}
+
+impl std::fmt::Display for Timing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "tick_ms {} and election_ticks {}", self.tick_ms, self.election_ticks)
+    }
+}
+
 /// The first bytes on a connection, from the node that opened it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handshake {
@@ -74,6 +104,7 @@ pub struct Handshake {
     pub to: NodeId,
     /// The answer repeats it.
     pub nonce: u64,
+    pub timing: Timing,
 }
 
 /// What the node that listens says to a handshake.
@@ -88,6 +119,8 @@ pub enum Verdict {
     NotJoined = 4,
     Busy = 5,
     Malformed = 6,
+    /// The settings that all nodes must have in common are others.
+    WrongTiming = 7,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +130,7 @@ pub struct HandshakeAnswer {
     /// Who answers; 0: no node id yet.
     pub node: NodeId,
     pub nonce: u64,
+    pub timing: Timing,
 }
 
 /// Payload of a frame on a connection for raft messages.
@@ -112,7 +146,7 @@ impl Handshake {
         if len > CLUSTER_ID_BYTES_MAX {
             return Err(too_large("a cluster id", len, CLUSTER_ID_BYTES_MAX));
         }
-        let mut b = Vec::with_capacity(HANDSHAKE_HEAD_BYTES + len + 4);
+        let mut b = Vec::with_capacity(HANDSHAKE_HEAD_BYTES + len + TIMING_BYTES + 4);
         b.put_slice(&MAGIC);
         b.put_u16_le(VERSION);
         b.put_u8(self.kind as u8);
@@ -121,6 +155,7 @@ impl Handshake {
         b.put_u64_le(self.to.0);
         b.put_u64_le(self.nonce);
         b.put_slice(self.cluster_id.as_bytes());
+        self.timing.put(&mut b);
         b.put_u32_le(crc32c::crc32c(&b));
         Ok(b)
     }
@@ -132,7 +167,7 @@ impl Handshake {
         if len > CLUSTER_ID_BYTES_MAX {
             return Err(too_large("a cluster id", len, CLUSTER_ID_BYTES_MAX));
         }
-        Ok(len + 4)
+        Ok(len + TIMING_BYTES + 4)
     }
 
     /// `bytes`: the head and its tail, no more.
@@ -154,8 +189,10 @@ impl Handshake {
         };
         b.advance(1);
         let (from, to, nonce) = (NodeId(b.get_u64_le()), NodeId(b.get_u64_le()), b.get_u64_le());
-        let cluster_id = std::str::from_utf8(b).map_err(|_| FrameError::ClusterId)?.into();
-        Ok(Handshake { kind, cluster_id, from, to, nonce })
+        let (cluster_id, mut timing) = b.split_at(b.len() - TIMING_BYTES);
+        let timing = Timing::get(&mut timing);
+        let cluster_id = std::str::from_utf8(cluster_id).map_err(|_| FrameError::ClusterId)?.into();
+        Ok(Handshake { kind, cluster_id, from, to, nonce, timing })
     }
 }
 
@@ -168,8 +205,14 @@ impl HandshakeAnswer {
         b.put_u8(0);
         b.put_u64_le(self.node.0);
         b.put_u64_le(self.nonce);
+        self.timing.put(&mut b);
         b.put_u32_le(crc32c::crc32c(&b));
         b
+    }
+
+    /// Refuses what is no answer of this version; other versions' answers may be shorter.
+    pub fn check_start(start: &[u8; ANSWER_START_BYTES]) -> Result<(), FrameError> {
+        check_start(start)
     }
 
     pub fn decode(bytes: &[u8; ANSWER_BYTES]) -> Result<HandshakeAnswer, FrameError> {
@@ -185,6 +228,7 @@ impl HandshakeAnswer {
             4 => Verdict::NotJoined,
             5 => Verdict::Busy,
             6 => Verdict::Malformed,
+            7 => Verdict::WrongTiming,
             value => {
                 return Err(FrameError::Unknown { what: "answer to a handshake", value });
             }
@@ -195,6 +239,7 @@ impl HandshakeAnswer {
             verdict,
             node: NodeId(b.get_u64_le()),
             nonce: b.get_u64_le(),
+            timing: Timing::get(&mut b),
         })
     }
 }

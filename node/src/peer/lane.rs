@@ -4,7 +4,7 @@ use super::LocalNode;
 use super::address_book::Changes;
 use super::connection::dial;
 use super::frame::{
-    FRAME_HEAD_BYTES, Handshake, Kind, MESSAGE_HEAD_BYTES, put_messages, put_pulse,
+    FRAME_HEAD_BYTES, Handshake, Kind, MESSAGE_HEAD_BYTES, Timing, put_messages, put_pulse,
 };
 use super::transport::{Shared, count};
 use crate::clock;
@@ -98,7 +98,7 @@ impl Lane {
         let mut backoff_ms = BACKOFF_MS_MIN;
         let mut failing = false;
         while let (Some(local), Some(address)) = (shared.local.get(), shared.book.get(self.node)) {
-            let handshake = self.handshake(local);
+            let handshake = self.handshake(local, shared.settings.timing);
             match dial(&address.peer_address, &handshake, shared.settings.connect_timeout()).await {
                 Ok((stream, _)) => {
                     count(&shared.counters.connects, 1);
@@ -148,7 +148,7 @@ impl Lane {
         }
     }
 
-    fn handshake(&self, local: LocalNode) -> Handshake {
+    fn handshake(&self, local: LocalNode, timing: Timing) -> Handshake {
         Handshake {
             kind: match self.channel {
                 Channel::Votes => Kind::Votes,
@@ -158,6 +158,7 @@ impl Lane {
             from: local.node,
             to: self.node,
             nonce: rand::random(),
+            timing,
         }
     }
 

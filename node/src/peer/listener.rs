@@ -84,19 +84,20 @@ impl Connection {
     async fn run(&self, mut stream: TcpStream, place: OwnedSemaphorePermit) {
         let local = self.shared.local.get();
         let limit = self.shared.settings.handshake_timeout();
-        let handshake = match greet(&mut stream, local.as_ref(), limit).await {
-            Ok(h) => h,
-            Err(error) => {
-                // One that says nothing at all is a health check or a port scan.
-                if !matches!(error, GreetError::Io(_)) {
-                    count(&self.shared.counters.refused_handshakes, 1);
-                    if self.log.allows() {
-                        tracing::warn!(address = %self.address, %error, "refused a connection");
+        let handshake =
+            match greet(&mut stream, local.as_ref(), self.shared.settings.timing, limit).await {
+                Ok(h) => h,
+                Err(error) => {
+                    // One that says nothing at all is a health check or a port scan.
+                    if !matches!(error, GreetError::Io(_)) {
+                        count(&self.shared.counters.refused_handshakes, 1);
+                        if self.log.allows() {
+                            tracing::warn!(address = %self.address, %error, "refused a connection");
+                        }
                     }
+                    return;
                 }
-                return;
-            }
-        };
+            };
         count(&self.shared.counters.accepted, 1);
         match handshake.kind {
             Kind::Votes | Kind::Entries => {

@@ -5,7 +5,7 @@
 use super::address_book::AddressBook;
 use super::connection::dial;
 use super::control::{ControlError, ControlHandler, PeerClient, TransferHandler};
-use super::frame::{Handshake, Kind};
+use super::frame::{Handshake, Kind, Timing};
 use super::lane::Lane;
 use super::{LocalNodeCell, listener};
 use crate::clock;
@@ -38,6 +38,8 @@ pub struct TransportSettings {
     pub receive_bytes: usize,
     /// Connections without a handshake yet, and for control requests and transfers.
     pub connections_max: usize,
+    /// What this node runs with: peers with another one are refused.
+    pub timing: Timing,
 }
 
 impl Default for TransportSettings {
@@ -49,6 +51,7 @@ impl Default for TransportSettings {
             entries_queue_bytes: 64 << 20,
             receive_bytes: 64 << 20,
             connections_max: 256,
+            timing: Timing { tick_ms: 100, election_ticks: 10 },
         }
     }
 }
@@ -107,7 +110,8 @@ counters! {
     accepted,
     /// More connections than `connections_max`.
     refused_busy,
-    /// Handshakes of another cluster, for another node, of another version, or none in time.
+    /// Handshakes of another cluster, for another node, of another version, with other settings, or none in
+    /// time.
     refused_handshakes,
     /// Connections closed because of bytes that are not what they should be.
     refused_frames,
@@ -293,7 +297,14 @@ impl Transport {
             Some(local) => (local.cluster_id, local.node),
             None => ("".into(), NodeId(0)),
         };
-        let handshake = Handshake { kind, cluster_id, from, to, nonce: rand::random() };
+        let handshake = Handshake {
+            kind,
+            cluster_id,
+            from,
+            to,
+            nonce: rand::random(),
+            timing: self.0.settings.timing,
+        };
         let (stream, node) = dial(address, &handshake, self.0.settings.connect_timeout()).await?;
         Ok(PeerClient::new(stream, node))
     }
@@ -327,6 +338,7 @@ impl Transport {
             from: NodeId(0),
             to: NodeId(0),
             nonce: rand::random(),
+            timing: self.0.settings.timing,
         };
         let (stream, node) = dial(address, &handshake, self.0.settings.connect_timeout()).await?;
         PeerClient::new(stream, node).hello(Hello::default()).await

@@ -5,6 +5,7 @@
 //! After TiKV's raftstore; the order within a round is what `raft`'s asynchronous ready demands.
 use crate::clock::EPOCH_UNIX_MS;
 use crate::ids::{GroupId, NodeId, ReplicaId};
+use crate::panics;
 use crate::raft::apply::{ApplyNotice, ApplyTask, StateMachine};
 use crate::raft::group::{Group, Proposal};
 use crate::raft::handle::{ProposeError, ReadError, ReplicaView, Request, Role, TransferOutcome};
@@ -14,7 +15,6 @@ pub use crate::raft::message::{Channel, PeerMessage};
 use prost_raft::Message as _;
 use raft::eraftpb::{Message, MessageType};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::oneshot;
@@ -377,7 +377,7 @@ impl Driver {
         f: impl FnOnce(&mut Group, &mut Round) -> Result<T, String>,
     ) -> Option<T> {
         let g = self.groups.get_mut(&id)?;
-        let failed = match catch_unwind(AssertUnwindSafe(|| f(g, round))) {
+        let failed = match panics::catch(|| f(g, round)) {
             Ok(Ok(v)) => return Some(v),
             Ok(Err(reason)) => reason,
             Err(panic) => {
@@ -654,7 +654,7 @@ impl Driver {
         }
         let (fresh, record, view) = (new.fresh, new.record.clone(), new.view.clone());
         let (vote, last) = (new.vote, new.last_index);
-        let made = catch_unwind(AssertUnwindSafe(|| {
+        let made = panics::catch(|| {
             Group::new(
                 &self.settings,
                 self.log.clone(),
@@ -666,7 +666,7 @@ impl Driver {
                 self.started_ns,
                 &self.logger,
             )
-        }));
+        });
         let group = match made {
             Ok(Ok(group)) => group,
             Ok(Err(reason)) => return Self::refuse_group(&view, &reason),

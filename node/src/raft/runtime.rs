@@ -2,6 +2,7 @@
 //! apply, one that flushes databases and gives log space back.
 use crate::clock;
 use crate::ids::{GroupId, NodeId};
+use crate::panics;
 use crate::raft::apply::{Applier, ApplyNotice, ApplyTask, Reopen};
 use crate::raft::driver::{
     Channel, Counters, Driver, DriverSettings, Input, NewGroup, Now, PeerMessage, PersistedItem,
@@ -86,11 +87,16 @@ impl RaftRuntime {
         let stopping = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         // Without one of its threads a node would go on half alive: no panic stays in its thread.
+        // raft-engine panics where a sync fails, so a panic of the log thread is the log's failure.
         let fatal = parts.fatal.clone();
         let mut spawn = |name: &str, f: Box<dyn FnOnce() + Send>| -> std::io::Result<()> {
             let (fatal, thread) = (fatal.clone(), name.to_owned());
             let supervised = move || {
-                if catch_unwind(AssertUnwindSafe(f)).is_err() {
+                let ended = match &*thread {
+                    "log" => panics::catch(f),
+                    _ => catch_unwind(AssertUnwindSafe(f)),
+                };
+                if ended.is_err() {
                     fatal(&panicked(&thread));
                 }
             };
@@ -263,7 +269,7 @@ fn apply_loop(tasks: &Mailbox<ApplyTask>, inputs: &Mailbox<Input>, reopen: Reope
         for task in inbox.drain(..) {
             let (group, replica) = (task.group(), task.replica());
             // A panic closes the group that it was in, and no other.
-            let run = catch_unwind(AssertUnwindSafe(|| applier.run(task)));
+            let run = panics::catch(|| applier.run(task));
             notices.extend(run.unwrap_or_else(|_| {
                 let reason = "apply panicked (see the log above)".into();
                 Some(ApplyNotice::Failed { group, replica, reason })

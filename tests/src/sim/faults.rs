@@ -1,5 +1,6 @@
 //! Which faults a seed has. Each seed draws its own mix, and many have none of a kind: what only
 //! shows while messages are not lost shows too.
+use super::Options;
 use rand::Rng;
 use rand::rngs::StdRng;
 
@@ -72,12 +73,16 @@ pub struct Faults {
     pub partitions: u32,
     pub streams: u32,
     pub clients: u32,
+    /// How often moves are looked at.
+    pub look_gap_ms: u64,
+    /// Of membership changes: that a follower crashes behind the sync of one.
+    pub change_crash: f64,
     /// A node beside those that hold replicas at first.
     pub spare_node: bool,
 }
 
 impl Faults {
-    pub fn of_seed(rng: &mut StdRng, planted: Option<Planted>) -> Faults {
+    pub fn of_seed(rng: &mut StdRng, options: Options) -> Faults {
         let mut faults = Faults {
             loss: some(rng, 0.6, 0.001, 0.15),
             duplicate: some(rng, 0.6, 0.001, 0.2),
@@ -105,6 +110,8 @@ impl Faults {
             partitions: rng.random_range(1..=3),
             streams: rng.random_range(2..=5),
             clients: rng.random_range(3..=5),
+            look_gap_ms: 15,
+            change_crash: 0.0,
             spare_node: false,
         };
         for (gap, (chance, least, most)) in faults.gaps_ms.iter_mut().zip([
@@ -123,25 +130,34 @@ impl Faults {
         if rng.random_bool(0.3) {
             (faults.heartbeat_ticks, faults.election_ticks) = (2, 5);
         }
-        match planted {
+        match options.planted {
             Some(Planted::ReplicaIdUsedTwice) => faults.always(Strike::LoseDisk, 250),
             Some(Planted::LeaseKeptOverPause) => faults.always(Strike::Pause, 250),
             Some(Planted::MembershipLostAtRestart) => {
                 faults.always(Strike::Move, 200);
                 faults.always(Strike::Crash, 200);
             }
-            Some(Planted::ChangeWithoutCommit) => {
-                faults.always(Strike::Move, 60);
-                faults.always(Strike::Crash, 120);
-                faults.always(Strike::Cut, 120);
-            }
             Some(Planted::AcknowledgedBeforeSync | Planted::CommitBackAtRestart) => {
                 faults.always(Strike::Crash, 200);
             }
             _ => {}
         }
+        if options.quick_changes {
+            faults.quicken_changes();
+        }
         faults.spare_node = faults.gap_ms(Strike::Move) > 0;
         faults
+    }
+
+    /// Little else strikes than what makes a follower fall behind by two changes.
+    fn quicken_changes(&mut self) {
+        (self.loss, self.late, self.damage) = (0.0, 0.0, 0.0);
+        self.gaps_ms = [0; STRIKES.len()];
+        self.always(Strike::Move, 30);
+        self.always(Strike::Pause, 60);
+        self.look_gap_ms = 3;
+        self.change_crash = 0.3;
+        self.partitions = 1;
     }
 
     fn always(&mut self, strike: Strike, gap_ms: u64) {

@@ -143,7 +143,10 @@ impl Invariants {
             MessageType::MsgRequestVoteResponse if !message.reject => message.to,
             MessageType::MsgAppendResponse if !message.reject => {
                 let index = message.index;
+                // A later term that is durable came behind what was promised in this one: it was
+                // synced as well, or a leader of the later term took its place in the same batch.
                 if let Some(d) = synced
+                    && d.vote.term <= message.term
                     && index > d.last_index.max(d.truncated_index)
                 {
                     return broken(

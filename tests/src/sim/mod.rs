@@ -43,11 +43,14 @@ pub struct Options {
     /// Check what leaves a node against what it has synced. Off: only what follows from a broken
     /// promise is seen.
     pub promises: bool,
+    /// Membership changes close behind one another, and followers that crash, cut off together with
+    /// one other, between the sync of a change and the record of the one before it.
+    pub quick_changes: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { nodes: 3, planted: None, promises: true }
+        Options { nodes: 3, planted: None, promises: true, quick_changes: false }
     }
 }
 
@@ -69,7 +72,7 @@ pub struct Report {
 #[derive(Debug, Clone)]
 pub struct Failure {
     pub seed: u64,
-    pub nodes: usize,
+    pub options: Options,
     pub kind: Kind,
     pub detail: String,
     /// Virtual time.
@@ -83,11 +86,13 @@ impl fmt::Display for Failure {
         for line in &self.trace {
             writeln!(f, "  {line}")?;
         }
-        let Failure { seed, nodes, kind, detail, at_ms, .. } = self;
+        let Failure { seed, options, kind, detail, at_ms, .. } = self;
+        let nodes = options.nodes;
+        let quick = if options.quick_changes { " RINGFOLD_SIM_QUICK_CHANGES=1" } else { "" };
         writeln!(f, "seed {seed}, at {at_ms} ms of virtual time: {kind:?}: {detail}")?;
         write!(
             f,
-            "again: RINGFOLD_SIM_SEED={seed} RINGFOLD_SIM_NODES={nodes} cargo test -p ringfold-tests --test simulation one_seed -- --nocapture"
+            "again: RINGFOLD_SIM_SEED={seed} RINGFOLD_SIM_NODES={nodes}{quick} cargo test -p ringfold-tests --test simulation one_seed -- --nocapture"
         )
     }
 }

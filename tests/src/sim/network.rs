@@ -46,6 +46,12 @@ impl Network {
         }
     }
 
+    /// Some nodes hear nothing of the others, who hear them.
+    pub fn deafen(&mut self, deaf: &[usize], nodes: usize) {
+        let others = (0..nodes).filter(|n| !deaf.contains(n));
+        self.cut.extend(others.flat_map(|from| deaf.iter().map(move |to| (from, *to))));
+    }
+
     /// When a frame arrives: never, once, or more than once.
     pub fn arrivals(
         &mut self,

@@ -2,10 +2,13 @@
 use super::faults::{Planted, Strike};
 use super::invariants::{Broken, Held, Kind};
 use super::world::{Event, World};
+use prost_raft::Message as _;
+use raft::eraftpb::{Entry, EntryType};
 use rand::Rng;
 use ringfold_node::ids::{GroupId, ReplicaId};
 use ringfold_node::raft::driver::Input;
 use ringfold_node::raft::handle::Request;
+use ringfold_node::raft::log::LogOp;
 use tokio::sync::oneshot;
 
 impl World {
@@ -43,6 +46,11 @@ impl World {
             return Ok(());
         }
         let survives = self.rng.random_bool(0.5);
+        self.crash_for(n, survives, 400_000_000)
+    }
+
+    /// `most_ns`: until it starts again at the latest.
+    fn crash_for(&mut self, n: usize, survives: bool, most_ns: u64) -> Held {
         let reboots = self.rng.random_bool(self.faults.power_loss);
         self.report.crashes += 1;
         self.note(|| format!("node {} crashes; batch survives: {survives}", n + 1));
@@ -51,9 +59,30 @@ impl World {
             let base_ns = self.rng.random_range(1_000_000..1_000_000_000);
             self.nodes[n].clock.reboot(self.now_ns, base_ns);
         }
-        let ns = self.rng.random_range(2_000_000..400_000_000);
+        let ns = self.rng.random_range(2_000_000..most_ns);
         self.after(ns, Event::Restart { node: n });
         Ok(())
+    }
+
+    /// A follower crashes when a membership change is in its log and acknowledged, and the record of
+    /// the change before it is not; it and one other hear nothing of the rest for a while.
+    pub fn crash_behind_change(&mut self, n: usize) -> Held {
+        let leads = |(group, _): (&GroupId, _)| {
+            self.nodes[n].running.as_ref().and_then(|r| r.is_leader(*group)).is_some()
+        };
+        if self.ended_ns.is_some()
+            || self.placement.iter().any(leads)
+            || !self.rng.random_bool(self.faults.change_crash)
+        {
+            return Ok(());
+        }
+        let other = (n + self.rng.random_range(1..self.nodes.len())) % self.nodes.len();
+        self.note(|| format!("nodes {} and {} hear nothing of the others", n + 1, other + 1));
+        self.network.heal();
+        self.network.deafen(&[n, other], self.nodes.len());
+        let ns = self.rng.random_range(100_000_000..400_000_000);
+        self.after(ns, Event::Heal);
+        self.crash_for(n, false, 20_000_000)
     }
 
     fn pause(&mut self, n: usize) {
@@ -144,4 +173,14 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// Whether a membership change is among what is written.
+pub fn has_change(ops: &[LogOp]) -> bool {
+    ops.iter().any(|op| match op {
+        LogOp::Entries { entries, .. } => entries.iter().any(|bytes| {
+            Entry::decode(&bytes[..]).is_ok_and(|e| e.get_entry_type() != EntryType::EntryNormal)
+        }),
+        _ => false,
+    })
 }

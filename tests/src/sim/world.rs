@@ -5,6 +5,7 @@ use super::invariants::{Broken, Held, Invariants, Kind};
 use super::moves::Move;
 use super::network::{self, Network};
 use super::node::{Checkpoint, Clock, LANES, Node};
+use super::strikes::has_change;
 use super::{Failure, Options, Report};
 use crate::checker;
 use crate::history::{FinalLog, History};
@@ -141,7 +142,7 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, options: Options, lines_max: usize) -> World {
         let mut rng = StdRng::seed_from_u64(seed);
-        let faults = Faults::of_seed(&mut rng, options.planted);
+        let faults = Faults::of_seed(&mut rng, options);
         let count = options.nodes + usize::from(faults.spare_node);
         let nodes = (1..=count as u64)
             .map(|id| {
@@ -186,7 +187,7 @@ impl World {
             Ok(()) => Ok(self.report),
             Err(Broken { kind, detail }) => Err(Box::new(Failure {
                 seed: self.seed,
-                nodes: self.options.nodes,
+                options: self.options,
                 kind,
                 detail,
                 at_ms: self.now_ns / 1_000_000,
@@ -242,7 +243,7 @@ impl World {
             self.strike_later(strike);
         }
         self.after(FAULTS_NS, Event::End);
-        self.after(15_000_000, Event::Look);
+        self.after(self.faults.look_gap_ms * 1_000_000, Event::Look);
         Ok(())
     }
 
@@ -326,7 +327,7 @@ impl World {
             }
             Event::Look => {
                 self.go_on_moves();
-                self.after(15_000_000, Event::Look);
+                self.after(self.faults.look_gap_ms * 1_000_000, Event::Look);
             }
             Event::End => self.end(),
         }
@@ -538,6 +539,7 @@ impl World {
         let Some(batch) = node.running.as_mut().and_then(|r| r.syncing.take()) else {
             return Ok(());
         };
+        let changes = self.faults.change_crash > 0.0 && has_change(&batch.ops);
         if !batch.ops.is_empty() {
             node.log.write(batch.ops).map_err(|detail| Broken { kind: Kind::Closed, detail })?;
         }
@@ -546,6 +548,9 @@ impl World {
             self.input(n, Input::Persisted(batch.persisted));
         }
         self.send(n, batch.messages)?;
+        if changes {
+            self.crash_behind_change(n)?;
+        }
         self.sync(n);
         Ok(())
     }

@@ -25,6 +25,7 @@ fn samples() -> Vec<ApiError> {
         },
         ApiError::NoLeader { partition: 3 },
         ApiError::NodeStopping,
+        ApiError::NodeStarting,
         ApiError::ReplicaClosed("its database is corrupt".into()),
         ApiError::ClockBehind { ahead_ms: 900 },
         ApiError::OutcomeUnknown("leadership changed".into()),

@@ -14,6 +14,8 @@ fn messages() -> impl Strategy<Value = Vec<PeerMessage>> {
     vec(message, 0..30)
 }
 
+const TIMING: Timing = Timing { tick_ms: 100, election_ticks: 10 };
+
 fn handshake() -> impl Strategy<Value = Handshake> {
     let kind = prop_oneof![
         Just(Kind::Votes),
@@ -21,13 +23,14 @@ fn handshake() -> impl Strategy<Value = Handshake> {
         Just(Kind::Control),
         Just(Kind::Transfer)
     ];
-    (kind, "[a-z0-9-]{0,60}", any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
-        |(kind, cluster_id, from, to, nonce)| Handshake {
+    (kind, "[a-z0-9-]{0,60}", any::<u64>(), any::<u64>(), any::<u64>(), any::<[u32; 2]>()).prop_map(
+        |(kind, cluster_id, from, to, nonce, [tick_ms, election_ticks])| Handshake {
             kind,
             cluster_id: cluster_id.into(),
             from: NodeId(from),
             to: NodeId(to),
             nonce,
+            timing: Timing { tick_ms, election_ticks },
         },
     )
 }
@@ -73,7 +76,7 @@ proptest! {
 
     #[test]
     fn a_changed_bit_in_an_answer_is_refused(node: u64, nonce: u64, at in 0..ANSWER_BYTES, bit in 0..8) {
-        let answer = HandshakeAnswer { version: VERSION, verdict: Verdict::Busy, node: NodeId(node), nonce };
+        let answer = HandshakeAnswer { version: VERSION, verdict: Verdict::Busy, node: NodeId(node), nonce, timing: TIMING };
         let mut bytes = answer.encode();
         prop_assert_eq!(HandshakeAnswer::decode(bytes.first_chunk().unwrap()).unwrap(), answer);
         bytes[at] ^= 1u8 << bit;
@@ -175,6 +178,7 @@ fn another_version_is_named_before_anything_else_is_read() {
         from: NodeId(1),
         to: NodeId(2),
         nonce: 3,
+        timing: TIMING,
     };
     let mut bytes = h.encode().unwrap();
     bytes[4] = 9;
@@ -189,6 +193,7 @@ fn an_overlong_cluster_id_is_refused_on_both_sides() {
         from: NodeId(0),
         to: NodeId(0),
         nonce: 0,
+        timing: TIMING,
     };
     assert!(matches!(h.encode(), Err(FrameError::TooLarge { .. })));
     h.cluster_id = "x".into();

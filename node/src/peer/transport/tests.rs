@@ -1,4 +1,5 @@
 use super::super::LocalNode;
+use super::super::connection::GreetError;
 use super::super::control::{NoTransfers, refusal};
 use super::super::frame::{ANSWER_BYTES, HandshakeAnswer, VERSION, Verdict, put_messages};
 use super::*;
@@ -232,6 +233,50 @@ async fn another_cluster_and_another_node_are_refused() {
     assert!(error.to_string().contains("another node"), "{error}");
 }
 
+/// Leases rest on election timeouts that all nodes share.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_with_another_election_timeout_is_refused_and_both_sides_name_both_values() {
+    let timing = Timing { tick_ms: 200, election_ticks: 7 };
+    let (a, b) = (peer(1).await, peer(2).await);
+    let other = TransportSettings { timing, ..Default::default() };
+    let c = peer_with(Some((CLUSTER, 3)), other).await;
+    a.knows(2, &b);
+    a.knows(3, &c);
+    c.knows(1, &a);
+    for to in [2, 3] {
+        a.send(to, Channel::Votes, [message(1, "x")]);
+    }
+    c.send(1, Channel::Entries, [message(1, "x")]);
+    b.receives(1).await;
+    until("both refuse", || {
+        a.counter("refused_handshakes") > 0 && c.counter("refused_handshakes") > 0
+    })
+    .await;
+    assert!(a.received.lock().is_empty() && c.received.lock().is_empty());
+
+    let (ours, theirs) = ("tick_ms 100 and election_ticks 10", "tick_ms 200 and election_ticks 7");
+    let error = a.transport.hello(&c.address, Hello::default()).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!(
+            "refused by node 3: it runs with {theirs}, this node with {ours}: \
+             they must be the same on all nodes of a cluster"
+        )
+    );
+    // What the side that refuses logs.
+    let handshake = Handshake {
+        kind: Kind::Votes,
+        cluster_id: CLUSTER.into(),
+        from: NodeId(3),
+        to: NodeId(1),
+        nonce: 5,
+        timing,
+    };
+    let ours_timing = TransportSettings::default().timing;
+    let said = GreetError::Timing { handshake, ours: ours_timing }.to_string();
+    assert!(said.contains(ours) && said.contains(theirs) && said.contains("node 3"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn before_it_joins_a_node_has_control_connections_only() {
     let (a, b) = (peer_with(None, TransportSettings::default()).await, peer(2).await);
@@ -298,6 +343,7 @@ async fn any_bytes_get_a_refusal_and_the_port_lives_on() {
         from: NodeId(1),
         to: NodeId(2),
         nonce: 5,
+        timing: TransportSettings::default().timing,
     };
     let mut frame = BytesMut::new();
     put_messages(&mut frame, &[message(1, vec![9; 100])]);
@@ -325,6 +371,7 @@ async fn any_bytes_get_a_refusal_and_the_port_lives_on() {
                 verdict: Verdict::Accepted,
                 node: NodeId(2),
                 nonce: 5,
+                timing: TransportSettings::default().timing,
             };
             assert_eq!(answer, expected);
             stream.write_all(second).await.unwrap();
@@ -365,6 +412,7 @@ async fn a_newer_connection_of_a_peer_takes_the_place_of_the_older() {
         from: NodeId(1),
         to: NodeId(2),
         nonce: 5,
+        timing: TransportSettings::default().timing,
     };
     let open = || async {
         let mut stream = TcpStream::connect(&b.address).await.unwrap();

@@ -149,7 +149,7 @@ impl EngineLog {
             ..Default::default()
         };
         // raft-engine panics on some kinds of damage.
-        let opened = std::panic::catch_unwind(|| Engine::open(cfg));
+        let opened = crate::panics::catch(|| Engine::open(cfg));
         let engine = match opened {
             Ok(Ok(engine)) => engine,
             Ok(Err(e)) => return Err(io(e.to_string())),
