@@ -311,6 +311,11 @@ fn unreachable_nodes(v: &View<'_>) -> String {
 
 /// The membership is as intended: what is awaited all the same.
 fn settling(v: &View<'_>) -> Outcome {
+    if let Some(n) = v.wanted.iter().find(|n| v.nodes.is_draining(**n)) {
+        return Outcome::Wait(format!(
+            "node {n} is draining, and the target still names it: a new target is due, or more nodes"
+        ));
+    }
     match v.voters().find(|r| !v.is_ready(r)) {
         None => Outcome::Done,
         Some(r) if !v.nodes.is_up(r.node_id) => {

@@ -3,6 +3,7 @@ use proptest::sample::{Index, select};
 
 use super::super::*;
 use super::sim::{Data, Sim, member};
+use crate::tests::naive::least_moves;
 use crate::{LOAD_FACTOR, Member, Placement, PlacementInput, check};
 
 /// Moves beyond the needed ones that no share of the total excuses in a small cluster, where a
@@ -30,6 +31,16 @@ fn usable(sim: &Sim) -> Vec<Member> {
         .filter(|m| m.state == MemberState::Active && m.reach != Reach::Down { lost: true })
         .map(|m| Member { node_id: m.node_id, zone: m.zone.clone(), weight: m.weight })
         .collect()
+}
+
+fn placement_input<'a>(sim: &Sim, members: &'a [Member]) -> PlacementInput<'a> {
+    PlacementInput {
+        members,
+        partitions: sim.groups.len() as u32,
+        replication_factor: sim.replication_factor,
+        load_factor: LOAD_FACTOR,
+        current: None,
+    }
 }
 
 /// Something happens to the cluster; what would end it is left out.
@@ -128,18 +139,14 @@ fn at_rest(sim: &Sim) {
         assert_eq!(sim.node_of[&g.leader.unwrap()], row[0], "the preferred one leads");
     }
     let members = usable(sim);
-    let input = PlacementInput {
-        members: &members,
-        partitions: sim.groups.len() as u32,
-        replication_factor: sim.replication_factor,
-        load_factor: LOAD_FACTOR,
-        current: None,
-    };
-    assert_eq!(check(&input, &Placement { partitions: sim.target.clone() }), Ok(()));
+    assert_eq!(
+        check(&placement_input(sim, &members), &Placement { partitions: sim.target.clone() }),
+        Ok(())
+    );
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { max_shrink_iters: 400, ..ProptestConfig::with_cases(cases()) })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 400, failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
 
     /// The invariants of each single plan are checked in `Sim::round`.
     #[test]
@@ -177,11 +184,15 @@ proptest! {
             .map(|(row, before)| row.iter().filter(|n| !before.contains(n)).count())
             .sum();
         prop_assert_eq!(sim.creates, differ);
-        let loads = |target: &[Vec<u64>], id: u64| target.iter().flatten().filter(|n| **n == id).count();
-        let least: usize = sim.members.iter()
-            .map(|m| loads(&sim.target, m.node_id).saturating_sub(loads(&before, m.node_id)))
-            .sum();
-        prop_assert!(sim.creates <= least + least / 10 + SWAPS_MOST, "{} copies, {least} needed", sim.creates);
+        let members = usable(&sim);
+        let before = Placement { partitions: before };
+        let input = PlacementInput { current: Some(&before), ..placement_input(&sim, &members) };
+        let least = least_moves(&input, &Placement { partitions: sim.target.clone() });
+        // Where weights or zones are uneven, `place` is held to a tenth of all replicas.
+        let even = sim.members.iter().all(|m| m.weight == 100 && m.zone == sim.members[0].zone);
+        let tenth = if even { least } else { (partitions * replication_factor) as usize } / 10;
+        let most = least + tenth + SWAPS_MOST;
+        prop_assert!(sim.creates <= most, "{} copies, {least} needed", sim.creates);
     }
 
     #[test]
