@@ -1,4 +1,4 @@
-mod naive;
+pub(crate) mod naive;
 mod properties;
 
 use super::*;

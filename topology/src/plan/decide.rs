@@ -69,8 +69,13 @@ impl Decider<'_> {
     fn swap(&mut self, v: &View<'_>, reason: Reason) -> Option<Outcome> {
         let promote =
             v.with_role(Role::Learner).filter(|r| v.is_ready(r)).min_by_key(|r| r.replica_id)?;
-        // Too few voters: the one more comes first.
-        let remove = first_to_go(v).filter(|_| v.voters().count() >= v.replication_factor);
+        // With too few voters the one more comes first; also where it is the only one that could
+        // take over from a leader that is to go.
+        let remove = first_to_go(v).filter(|gone| {
+            let leads = v.fact.leader == Some(gone.replica_id);
+            let stuck = leads && !self.leads.has_successor(v) && v.nodes.may_lead(promote.node_id);
+            v.voters().count() >= v.replication_factor && !stuck
+        });
         Some(self.change(v, Some(promote), remove, reason))
     }
 
@@ -122,7 +127,7 @@ impl Decider<'_> {
 
     /// The leader hands over, because it is to go.
     fn transfer(&mut self, v: &View<'_>, leader: &ReplicaFact, reason: Reason) -> Outcome {
-        match self.leads.successor(v, Some(leader.replica_id)) {
+        match self.leads.successor(v) {
             Some(next) => Outcome::Step {
                 kind: StepKind::TransferLeader { to_replica: next.replica_id },
                 reason,
@@ -306,6 +311,11 @@ fn unreachable_nodes(v: &View<'_>) -> String {
 
 /// The membership is as intended: what is awaited all the same.
 fn settling(v: &View<'_>) -> Outcome {
+    if let Some(n) = v.wanted.iter().find(|n| v.nodes.is_draining(**n)) {
+        return Outcome::Wait(format!(
+            "node {n} is draining, and the target still names it: a new target is due, or more nodes"
+        ));
+    }
     match v.voters().find(|r| !v.is_ready(r)) {
         None => Outcome::Done,
         Some(r) if !v.nodes.is_up(r.node_id) => {

@@ -114,7 +114,8 @@ impl Role {
 /// What the leader and the replica's node say of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// Has everything, but for what a replica under load always lacks: the observer sets how much.
+    /// Has everything, as the leader always has, but for what a replica under load always lacks:
+    /// the observer sets how much.
     Ready,
     Behind {
         /// Log index up to which it has everything; 0 before its checkpoint.

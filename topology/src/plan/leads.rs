@@ -21,28 +21,24 @@ impl Leads {
         Leads { by_node, left: transfers }
     }
 
-    /// A voter that has everything, other than the leader and `except`: the target's preferred
-    /// leader, then one that stays, then the one that leads least.
-    pub(super) fn successor<'a>(
-        &mut self,
-        v: &View<'a>,
-        except: Option<u64>,
-    ) -> Option<&'a ReplicaFact> {
+    /// Who takes over from the leader: a voter that has everything; the target's preferred leader,
+    /// then one that stays, then the one that leads least.
+    pub(super) fn successor<'a>(&mut self, v: &View<'a>) -> Option<&'a ReplicaFact> {
         let leads = |n: u64| self.by_node.get(&n).copied().unwrap_or_default();
-        let next = v
-            .voters()
-            .filter(|r| Some(r.replica_id) != v.fact.leader && Some(r.replica_id) != except)
-            .filter(|r| v.is_ready(r) && v.nodes.may_lead(r.node_id))
-            .min_by_key(|r| {
-                (
-                    v.wanted.first() != Some(&r.node_id),
-                    !v.is_wanted(r.node_id),
-                    leads(r.node_id),
-                    r.replica_id,
-                )
-            })?;
+        let next = may_take_over(v).min_by_key(|r| {
+            (
+                v.wanted.first() != Some(&r.node_id),
+                !v.is_wanted(r.node_id),
+                leads(r.node_id),
+                r.replica_id,
+            )
+        })?;
         self.hand_over(v, next);
         Some(next)
+    }
+
+    pub(super) fn has_successor(&self, v: &View<'_>) -> bool {
+        may_take_over(v).next().is_some()
     }
 
     /// The preferred leader, where the leadership can go there now.
@@ -65,6 +61,12 @@ impl Leads {
         }
         *self.by_node.entry(to.node_id).or_default() += 1;
     }
+}
+
+fn may_take_over<'a>(v: &View<'a>) -> impl Iterator<Item = &'a ReplicaFact> {
+    v.voters().filter(|r| {
+        Some(r.replica_id) != v.fact.leader && v.is_ready(r) && v.nodes.may_lead(r.node_id)
+    })
 }
 
 impl<'a> View<'a> {

@@ -1,1 +1,4 @@
-
+mod invariants;
+mod properties;
+mod rules;
+mod sim;

@@ -36,6 +36,8 @@ impl<'a> Nodes<'a> {
 pub(super) struct View<'a> {
     pub partition: u32,
     pub fact: &'a PartitionFact,
+    /// By replica id, so that the order in which they were observed does not matter.
+    replicas: Vec<&'a ReplicaFact>,
     /// The target's nodes; empty where there is no whole target.
     pub wanted: &'a [u64],
     pub replication_factor: usize,
@@ -56,23 +58,25 @@ impl<'a> View<'a> {
     ) -> View<'a> {
         let replication_factor = replication_factor as usize;
         let wanted = if wanted.len() == replication_factor { wanted } else { &[] };
-        View { partition, fact, wanted, replication_factor, nodes }
+        let mut replicas: Vec<_> = fact.replicas.iter().collect();
+        replicas.sort_by_key(|r| r.replica_id);
+        View { partition, fact, replicas, wanted, replication_factor, nodes }
     }
 
-    pub(super) fn replicas(&self) -> impl Iterator<Item = &'a ReplicaFact> + use<'a> {
-        self.fact.replicas.iter()
+    pub(super) fn replicas(&self) -> impl Iterator<Item = &'a ReplicaFact> {
+        self.replicas.iter().copied()
     }
 
-    pub(super) fn with_role(&self, role: Role) -> impl Iterator<Item = &'a ReplicaFact> + use<'a> {
+    pub(super) fn with_role(&self, role: Role) -> impl Iterator<Item = &'a ReplicaFact> {
         self.replicas().filter(move |r| r.role == role)
     }
 
     /// Those of the new membership, where it is a joint one.
-    pub(super) fn voters(&self) -> impl Iterator<Item = &'a ReplicaFact> + use<'a> {
+    pub(super) fn voters(&self) -> impl Iterator<Item = &'a ReplicaFact> {
         self.replicas().filter(|r| matches!(r.role, Role::Voter | Role::Entering))
     }
 
-    fn voters_before(&self) -> impl Iterator<Item = &'a ReplicaFact> + use<'a> {
+    fn voters_before(&self) -> impl Iterator<Item = &'a ReplicaFact> {
         self.replicas().filter(|r| matches!(r.role, Role::Voter | Role::Leaving))
     }
 
@@ -158,8 +162,7 @@ impl<'a> View<'a> {
     }
 
     pub(super) fn source(&self) -> Option<&'a ReplicaFact> {
-        let mut ready: Vec<_> = self.voters().filter(|r| self.is_ready(r)).collect();
-        ready.sort_by_key(|r| r.replica_id);
+        let ready: Vec<_> = self.voters().filter(|r| self.is_ready(r)).collect();
         let leader = self.fact.leader;
         let followers: Vec<_> =
             ready.iter().copied().filter(|r| Some(r.replica_id) != leader).collect();

@@ -152,6 +152,11 @@ fn cost(input: &PlacementInput<'_>, placement: &Placement) -> i64 {
     cost
 }
 
+/// The fewest moves to a placement that is spread and balanced as well as this one.
+pub(crate) fn least_moves(input: &PlacementInput<'_>, placement: &Placement) -> usize {
+    (best_cost(input) - cost(input, placement)) as usize
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
