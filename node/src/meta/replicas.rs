@@ -28,6 +28,9 @@ pub(super) fn create(state: &mut MetaState, c: MetaCreateReplica) -> Outcome {
     if p.replicas.len() >= max {
         return Err(format!("partition {} has {} replicas", c.partition, p.replicas.len()));
     }
+    if p.genesis.is_empty() {
+        p.genesis = genesis_of(p);
+    }
     let replica_id = take(&mut state.next_replica_id);
     p.replicas.push(MetaReplica { replica_id, node_id: c.node_id, admitted: false });
     Ok(MetaOutcome::Done)
@@ -134,7 +137,7 @@ pub fn wanted_replicas(
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use ringfold_proto::internal::{MetaPartition, MetaReplica};
+    use ringfold_proto::internal::MetaMember;
 
     fn state(placement: &[Vec<u64>]) -> MetaState {
         let mut id = 0;
@@ -165,6 +168,44 @@ mod tests {
             wanted,
             [WantedReplica { partition: 2, replica: ReplicaId(8), genesis, first_placed: false }]
         );
+    }
+
+    #[test]
+    fn a_further_replica_starts_from_the_first_membership_and_does_not_campaign() {
+        let mut s = state(&[vec![1, 2, 3]]);
+        s.next_replica_id = 4;
+        s.replication_factor = 3;
+        s.members = (1..5).map(|node_id| MetaMember { node_id, ..Default::default() }).collect();
+        create(&mut s, MetaCreateReplica { partition: 0, node_id: 4 }).unwrap();
+        assert!(create(&mut s, MetaCreateReplica { partition: 0, node_id: 4 }).is_err());
+        for replica_id in 1..3 {
+            let confirmed = true;
+            forget(&mut s, MetaForgetReplica { partition: 0, replica_id, confirmed }).unwrap();
+        }
+        let wanted = wanted_replicas(&s, NodeId(4), &BTreeSet::new());
+        let genesis = [(1, 1), (2, 2), (3, 3)].map(|(r, n)| (ReplicaId(r), NodeId(n))).to_vec();
+        assert_eq!(
+            wanted,
+            [WantedReplica { partition: 0, replica: ReplicaId(4), genesis, first_placed: false }]
+        );
+    }
+
+    #[test]
+    fn only_what_the_records_once_knew_and_know_no_more_is_destroyed() {
+        let mut s = state(&[vec![1, 2, 3]]);
+        s.next_replica_id = 10;
+        s.placement[0].replicas.remove(0);
+        let group = GroupId::of_partition(0);
+        // 1: forgotten; 2: recorded; 10: handed out later than this state; the meta group's: never.
+        let own = [
+            (group, ReplicaId(1)),
+            (group, ReplicaId(2)),
+            (group, ReplicaId(10)),
+            (GroupId::of_partition(1), ReplicaId(3)),
+            (GroupId::META, ReplicaId(4)),
+        ];
+        assert_eq!(forgotten_replicas(&s, own), [(group, ReplicaId(1))]);
+        assert_eq!(forgotten_replicas(&MetaState::default(), own), []);
     }
 
     proptest! {

@@ -1,7 +1,8 @@
 use super::*;
 use proptest::prelude::*;
 use ringfold_proto::internal::meta_place::Nodes;
-use std::collections::BTreeMap;
+use ringfold_proto::internal::{MetaAdmitReplica, MetaCreateReplica, MetaForgetReplica, MetaPause};
+use std::collections::{BTreeMap, BTreeSet};
 
 pub fn command(command: Command) -> MetaCommand {
     MetaCommand { if_epoch: 0, command: Some(command) }
@@ -74,6 +75,20 @@ fn any_command() -> impl Strategy<Value = MetaCommand> {
         4 => node.prop_map(|node_id| Command::ActivateMember(MetaActivateMember { node_id })),
         3 => prop_oneof![1 => prop::collection::vec(nodes.clone(), 1), 5 => prop::collection::vec(nodes, 2)]
             .prop_map(|partitions| Command::Place(MetaPlace { partitions })),
+        2 => prop::collection::vec(prop_oneof![
+                3 => Just(Nodes { node_ids: vec![1, 2, 3] }),
+                2 => Just(Nodes { node_ids: vec![2, 3, 4] }),
+            ], 2).prop_map(|partitions| Command::Retarget(MetaRetarget { partitions })),
+        6 => (0..3u32, 0..6u64).prop_map(|(partition, node_id)|
+            Command::CreateReplica(MetaCreateReplica { partition, node_id })),
+        3 => (0..3u32, 0..20u64).prop_map(|(partition, replica_id)|
+            Command::AdmitReplica(MetaAdmitReplica { partition, replica_id })),
+        6 => (0..3u32, 0..20u64, any::<bool>()).prop_map(|(partition, replica_id, confirmed)|
+            Command::ForgetReplica(MetaForgetReplica { partition, replica_id, confirmed })),
+        2 => (0..6u64).prop_map(|node_id| Command::DrainMember(MetaDrainMember { node_id })),
+        1 => (0..6u64).prop_map(|node_id| Command::UndrainMember(MetaUndrainMember { node_id })),
+        1 => (0..6u64).prop_map(|node_id| Command::RemoveMember(MetaRemoveMember { node_id })),
+        1 => any::<bool>().prop_map(|paused| Command::Pause(MetaPause { paused })),
     ];
     (0..2u64, c).prop_map(|(if_epoch, c)| MetaCommand { if_epoch, command: Some(c) })
 }
@@ -101,9 +116,20 @@ proptest! {
                     prop_assert!(!reason.is_empty());
                 }
                 MetaOutcome::Placed { epoch } => {
-                    prop_assert_eq!((before.epoch, *epoch, state.epoch), (0, 1, 1));
+                    prop_assert_eq!((before.epoch + 1, *epoch), (state.epoch, state.epoch));
                 }
-                _ => prop_assert_eq!(before.epoch, state.epoch),
+                // A member that begins or ends to leave makes plans void.
+                _ => {
+                    let states = |s: &MetaState| -> Vec<(u64, bool)> {
+                        let leaving = |m: &MetaMember| is_draining(m) || is_removed(m);
+                        s.members.iter().map(|m| (m.node_id, leaving(m))).collect()
+                    };
+                    let same = states(&before) == states(&state)
+                        || before.members.len() != state.members.len();
+                    let removed = |s: &MetaState| s.members.iter().filter(|m| is_removed(m)).count();
+                    let changed = !same || removed(&before) != removed(&state);
+                    prop_assert_eq!(before.epoch + u64::from(changed && before.epoch > 0), state.epoch);
+                }
             }
             if let (MetaOutcome::Joined { node_id, .. }, Some(Command::Join(j))) = (&outcome, &c.command) {
                 let m = state.members.iter().find(|m| m.node_id == *node_id).unwrap();
@@ -116,11 +142,22 @@ proptest! {
                 prop_assert_eq!(*owner_of_replica.entry(m.meta_replica_id).or_insert(owner), owner);
             }
             for (p, partition) in state.placement.iter().enumerate() {
-                prop_assert_eq!(partition.replicas.len(), 3);
+                prop_assert!(partition.replicas.len() <= 5);
+                prop_assert_eq!(partition.target_node_ids.len(), 3);
+                prop_assert_eq!(partition.genesis.len(), 3, "every replica starts from it");
+                let nodes: BTreeSet<u64> = partition.replicas.iter().map(|r| r.node_id).collect();
+                prop_assert_eq!(nodes.len(), partition.replicas.len(), "two on one node");
                 for r in &partition.replicas {
                     let owner = (Some(p), r.node_id);
                     prop_assert_eq!(*owner_of_replica.entry(r.replica_id).or_insert(owner), owner);
-                    prop_assert!(state.members.iter().any(|m| m.node_id == r.node_id && is_active(m)));
+                    prop_assert!(state.members.iter().any(|m| m.node_id == r.node_id && !is_removed(m)));
+                }
+                // What may be in its group goes only when the group has said that it is not.
+                let was = before.placement.get(p).map(|b| b.replicas.as_slice()).unwrap_or_default();
+                let gone = |r: &&MetaReplica| partition.replicas.iter().all(|now| now.replica_id != r.replica_id);
+                for r in was.iter().filter(gone) {
+                    let confirmed = matches!(&c.command, Some(Command::ForgetReplica(f)) if f.confirmed);
+                    prop_assert!(!r.admitted || confirmed);
                 }
             }
             let mut nodes: Vec<u64> = state.members.iter().map(|m| m.node_id).collect();
@@ -213,6 +250,40 @@ fn a_cluster_is_bootstrapped_once() {
         i.cluster_id = "other".into();
     }
     assert!(matches!(apply_command(&mut state, other), Ok(MetaOutcome::Refused(_))));
+}
+
+#[test]
+fn a_member_is_drained_and_then_removed_and_turns_round_in_between() {
+    let mut state = three_members(1);
+    apply(&mut state, placement(&[&[1, 2, 3]]));
+    apply(&mut state, Command::Join(join_as("token-4", 0)));
+    apply(&mut state, Command::ActivateMember(MetaActivateMember { node_id: 4 }));
+    let remove = || Command::RemoveMember(MetaRemoveMember { node_id: 3 });
+    let refused = |state: &mut MetaState, why: &str| {
+        let MetaOutcome::Refused(r) = apply(state, remove()) else { panic!("removed: {why}") };
+        assert!(r.contains(why), "{r}");
+    };
+    refused(&mut state, "1 partitions: drain it first");
+    apply(&mut state, Command::DrainMember(MetaDrainMember { node_id: 3 }));
+    assert_eq!((is_draining(&state.members[2]), state.epoch), (true, 2));
+    apply(&mut state, Command::UndrainMember(MetaUndrainMember { node_id: 3 }));
+    assert_eq!((is_active(&state.members[2]), state.epoch), (true, 3));
+    apply(&mut state, Command::DrainMember(MetaDrainMember { node_id: 3 }));
+    let partitions = vec![Nodes { node_ids: vec![1, 2, 4] }];
+    apply(&mut state, Command::Retarget(MetaRetarget { partitions }));
+    refused(&mut state, "1 partitions: drain it first");
+    let forget = |confirmed| {
+        Command::ForgetReplica(MetaForgetReplica { partition: 0, replica_id: 6, confirmed })
+    };
+    let replica = state.placement[0].replicas[2].clone();
+    assert_eq!((replica.replica_id, replica.node_id), (6, 3));
+    assert!(matches!(apply(&mut state, forget(false)), MetaOutcome::Refused(_)));
+    assert_eq!(apply(&mut state, forget(true)), MetaOutcome::Done);
+    assert_eq!(apply(&mut state, remove()), MetaOutcome::Done);
+    assert_eq!(apply(&mut state, remove()), MetaOutcome::Done, "said again");
+    assert!(is_removed(&state.members[2]));
+    let again = apply(&mut state, Command::Join(join_as("token-3", 3)));
+    assert!(matches!(again, MetaOutcome::Refused(r) if r.contains("removed")));
 }
 
 #[test]
