@@ -305,6 +305,10 @@ pub struct PlanHooks {
 }
 
 impl Rebalancer for PlanHooks {
+    fn refreshed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.rebalance.refreshed())
+    }
+
     fn plan(&self) -> watch::Receiver<Arc<v1::RebalancePlanResponse>> {
         self.rebalance.plan()
     }

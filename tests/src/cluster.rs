@@ -552,6 +552,41 @@ impl LocalCluster {
         .await
     }
 
+    pub fn is_running(&self, i: usize) -> bool {
+        self.nodes[i].child.is_some()
+    }
+
+    /// Waits until so many members are active.
+    pub async fn wait_members(&self, members: usize) {
+        eventually("members are active", READY_MAX, || async {
+            let node = self.running().next().ok_or("no node runs")?;
+            let topology = node.topology().await.map_err(|s| s.to_string())?;
+            let active = |m: &&Member| m.state == MemberState::Active as i32;
+            match topology.members.iter().filter(active).count() {
+                n if n == members => Ok(()),
+                n => Err(format!("{n} of {members}")),
+            }
+        })
+        .await;
+    }
+
+    /// Which node leads the meta group, by its place in `nodes`.
+    pub async fn meta_leader(&self) -> usize {
+        eventually("the meta group has a leader", READY_MAX, || async {
+            for node in self.running() {
+                let Ok(t) = node.topology().await else { continue };
+                let leads = |m: &&Member| m.node_id == t.meta_leader_node_id;
+                if let Some(m) = t.members.iter().find(leads)
+                    && let Some(i) = self.nodes.iter().position(|n| n.name == m.name)
+                {
+                    return Ok(i);
+                }
+            }
+            Err("none known".to_string())
+        })
+        .await
+    }
+
     /// The plan of moves, from whoever leads the meta group.
     pub async fn plan(&self) -> Result<RebalancePlanResponse, String> {
         let node = self.running().next().ok_or("no node runs")?;

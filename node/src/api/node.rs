@@ -71,6 +71,8 @@ pub trait NodeHooks: Send + Sync {
 
 /// What the leader of the meta group does for the services.
 pub trait Rebalancer: Send + Sync {
+    /// Ends after a look at the cluster that begins after now.
+    fn refreshed(&self) -> BoxFuture<'_, ()>;
     /// The plan as of the last look at the cluster; of the epoch 0 before the first one.
     fn plan(&self) -> watch::Receiver<Arc<v1::RebalancePlanResponse>>;
     /// Why draining the node could not end, a line each; by the last look at the cluster.

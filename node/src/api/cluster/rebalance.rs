@@ -81,10 +81,7 @@ pub async fn plan(node: &Node, call: &Call) -> Result<Response<v1::RebalancePlan
             client.rebalance_plan(frame(v1::RebalancePlanRequest {}, call)).await
         }
         Leader::Here(here) => {
-            let mut plan = here.plan();
-            // Right after an election the first look at the cluster is still to come.
-            let seen = call.within(false, plan.wait_for(|p| p.epoch > 0)).await?;
-            let seen = seen.map_err(|_| ApiError::NodeStopping)?;
+            let seen = seen(&*here, call).await?;
             Ok(Response::new(v1::RebalancePlanResponse::clone(&seen)))
         }
     }
@@ -183,10 +180,7 @@ pub async fn drain(
     let node_id = request.node_id;
     let meta = node.meta.borrow().clone();
     if !is_draining(member(&meta, node_id)?) {
-        let mut plan = here.plan();
-        // Right after an election nothing is known of the cluster yet.
-        let seen = call.step().within(false, plan.wait_for(|p| p.epoch > 0)).await?;
-        drop(seen.map_err(|_| ApiError::NodeStopping)?);
+        seen(&*here, &call.step()).await?;
         let reasons = here.drain_obstacles(NodeId(node_id));
         if !reasons.is_empty() {
             return Err(ApiError::DrainImpossible { node_id, reasons }.into());

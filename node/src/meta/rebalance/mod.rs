@@ -25,8 +25,9 @@ use ringfold_proto::v1;
 use ringfold_topology::plan::{Limits, MemberState, Plan, PlanInput};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -63,6 +64,10 @@ pub struct Rebalance {
     settings: RebalanceSettings,
     plan: watch::Sender<Arc<v1::RebalancePlanResponse>>,
     known: Mutex<Known>,
+    /// Rounds that have ended, and the one that somebody waits for.
+    rounds: watch::Sender<u64>,
+    wanted_round: AtomicU64,
+    wake: Notify,
 }
 
 #[derive(Default)]
@@ -73,7 +78,24 @@ struct Known {
 
 impl Rebalance {
     pub fn new(settings: RebalanceSettings) -> Rebalance {
-        Rebalance { settings, plan: watch::Sender::default(), known: Mutex::default() }
+        Rebalance {
+            settings,
+            plan: watch::Sender::default(),
+            known: Mutex::default(),
+            rounds: watch::Sender::default(),
+            wanted_round: AtomicU64::new(0),
+            wake: Notify::new(),
+        }
+    }
+
+    /// Waits for a look at the cluster that begins after now.
+    pub async fn refreshed(&self) {
+        let mut rounds = self.rounds.subscribe();
+        // The one that goes on has begun before.
+        let wanted = *rounds.borrow() + 2;
+        self.wanted_round.fetch_max(wanted, Ordering::AcqRel);
+        self.wake.notify_one();
+        let _ = rounds.wait_for(|r| *r >= wanted).await;
     }
 
     pub fn plan(&self) -> watch::Receiver<Arc<v1::RebalancePlanResponse>> {
@@ -137,7 +159,10 @@ impl Rebalance {
                     self.forget();
                     IDLE
                 };
-                tokio::time::sleep(pause).await;
+                self.rounds.send_modify(|r| *r += 1);
+                if *self.rounds.borrow() >= self.wanted_round.load(Ordering::Acquire) {
+                    let _ = tokio::time::timeout(pause, self.wake.notified()).await;
+                }
             }
         };
         tokio::select! {
