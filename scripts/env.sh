@@ -106,7 +106,7 @@ need_rocksdb() {
 
 need_all() {
   if command -v apt-get >/dev/null 2>&1 && command -v dpkg-query >/dev/null 2>&1; then
-    need_packages build-essential pkg-config libclang-dev protobuf-compiler git ca-certificates curl
+    need_packages build-essential pkg-config libclang-dev protobuf-compiler iproute2 git ca-certificates curl
   else
     need_tools
   fi

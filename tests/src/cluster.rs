@@ -26,12 +26,14 @@ use ringfold_proto::v1::{
 use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt;
 
+use crate::netns::Net;
 use crate::shim::{Loss, Shim, Survivors, library};
 
 /// How long a cluster may take until every partition has a leader.
 pub const READY_MAX: Duration = Duration::from_secs(60);
 /// How long a node may take to stop after SIGTERM: 10 s, and some for a busy machine.
 pub const STOP_MAX: Duration = Duration::from_secs(20);
+const LOOPBACK: &str = "127.0.0.1";
 const RPC_MAX: Duration = Duration::from_secs(5);
 /// Exit code of a node that was removed.
 const REMOVED_EXIT: i32 = 5;
@@ -223,6 +225,8 @@ pub struct Settings {
     pub shim: bool,
     /// Environment of every node.
     pub env: Vec<(String, String)>,
+    /// A network of its own instead of loopback: start the cluster in its `block_on`.
+    pub net: Option<Arc<Net>>,
     /// Data directories elsewhere, by node.
     pub data_dirs: Vec<(usize, PathBuf)>,
 }
@@ -235,6 +239,7 @@ impl Default for Settings {
             replication_factor: 0,
             shim: false,
             env: Vec::new(),
+            net: None,
             data_dirs: Vec::new(),
         }
     }
@@ -242,6 +247,7 @@ impl Default for Settings {
 
 pub struct Node {
     pub name: String,
+    pub host: String,
     pub client_port: u16,
     pub peer_port: u16,
     pub data_dir: PathBuf,
@@ -256,7 +262,7 @@ pub struct Node {
 
 impl Node {
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client_port)
+        format!("http://{}:{}", self.host, self.client_port)
     }
 
     pub fn pid(&self) -> Option<u32> {
@@ -342,7 +348,11 @@ pub fn detail(status: &tonic::Status, field: &str) -> Option<String> {
 }
 
 pub fn channel(port: u16) -> Channel {
-    Endpoint::from_shared(format!("http://127.0.0.1:{port}"))
+    channel_to(LOOPBACK, port)
+}
+
+fn channel_to(host: &str, port: u16) -> Channel {
+    Endpoint::from_shared(format!("http://{host}:{port}"))
         .unwrap()
         .connect_timeout(Duration::from_secs(1))
         .connect_lazy()
@@ -408,8 +418,11 @@ impl LocalCluster {
             .map_or_else(|| root.join(format!("node{i}/data")), |(_, d)| d.clone());
         fs::create_dir_all(&data_dir).unwrap();
         let shadow = root.join(format!("node{i}/shadow"));
+        let host = settings.net.as_ref().map_or(LOOPBACK.into(), |net| net.host(i));
+        let channel = channel_to(&host, client_port);
         self.nodes.push(Node {
             name: format!("node{i}"),
+            host,
             client_port,
             peer_port,
             log_path: root.join(format!("node{i}.log")),
@@ -417,8 +430,8 @@ impl LocalCluster {
             shim: settings.shim.then(|| Shim::new(&data_dir, &shadow)),
             data_dir,
             is_removed: false,
-            store: store_client(channel(client_port)),
-            admin: ClusterClient::new(channel(client_port)),
+            store: store_client(channel.clone()),
+            admin: ClusterClient::new(channel),
         });
         i
     }
@@ -435,20 +448,23 @@ impl LocalCluster {
     pub fn command(&self, i: usize) -> Command {
         let node = &self.nodes[i];
         let seeds: Vec<String> =
-            self.nodes.iter().map(|n| format!("127.0.0.1:{}", n.peer_port)).collect();
+            self.nodes.iter().map(|n| format!("{}:{}", n.host, n.peer_port)).collect();
         let mut command = Command::new(binary("ringfold-node", "RINGFOLD_NODE_BIN"));
         command
             .arg("--data-dir")
             .arg(&node.data_dir)
             .args(["--name", &node.name])
-            .args(["--client-listen", &format!("127.0.0.1:{}", node.client_port)])
-            .args(["--peer-listen", &format!("127.0.0.1:{}", node.peer_port)])
+            .args(["--client-listen", &format!("{}:{}", node.host, node.client_port)])
+            .args(["--peer-listen", &format!("{}:{}", node.host, node.peer_port)])
             .args(["--seeds", &seeds.join(",")])
             .env("RUST_BACKTRACE", "1")
             .envs(self.settings.env.iter().cloned())
             .stdin(Stdio::null());
         if let Some(shim) = &node.shim {
             shim.preload(&mut command, library(scratch()));
+        }
+        if let Some(net) = &self.settings.net {
+            net.enter(i, &mut command);
         }
         command
     }

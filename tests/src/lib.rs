@@ -11,6 +11,7 @@
 //! | [`load`] | writers and readers that record a history |
 //! | [`shim`] | power loss: what was not synced is gone |
 //! | [`disk`] | small disks, damaged files |
+//! | [`netns`] | nodes that lose each other: a network namespace for each |
 //! | [`sim`] | whole clusters from a seed: driver and apply in virtual time |
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // support for tests: a panic is a failed test
 
@@ -21,5 +22,6 @@ pub mod fold;
 pub mod history;
 pub mod load;
 pub mod model;
+pub mod netns;
 pub mod shim;
 pub mod sim;

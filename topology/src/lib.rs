@@ -2,7 +2,8 @@
 //!
 //! [`place`] plans: quotas first (how many replicas each zone and each node gets), then which
 //! partition goes where, keeping what may stay and filling the rest by walking a hash ring.
-//! [`check`] recomputes every invariant of a plan without the planner's code.
+//! [`check`] recomputes every invariant of a plan without the planner's code. [`plan`] gives the
+//! next steps from the groups' memberships to what is placed.
 
 mod check;
 mod fit;

@@ -75,6 +75,18 @@ fn member(meta: &MetaState, node_id: u64) -> Result<&MetaMember, ApiError> {
     found.ok_or(ApiError::MemberNotFound { node_id })
 }
 
+/// The plan, out of a look at the cluster that begins now.
+async fn seen(
+    here: &dyn Rebalancer,
+    call: &Call,
+) -> Result<Arc<v1::RebalancePlanResponse>, ApiError> {
+    call.within(false, here.refreshed()).await?;
+    let mut plan = here.plan();
+    // Right after an election the first look is still to come.
+    let seen = call.within(false, plan.wait_for(|p| p.epoch > 0)).await?;
+    Ok(seen.map_err(|_| ApiError::NodeStopping)?.clone())
+}
+
 pub async fn plan(node: &Node, call: &Call) -> Result<Response<v1::RebalancePlanResponse>, Status> {
     match leader(node, call)? {
         Leader::There(mut client) => {

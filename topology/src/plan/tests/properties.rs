@@ -54,10 +54,8 @@ fn event(sim: &mut Sim, what: u8, index: Index) {
             let id = sim.members.iter().map(|m| m.node_id).max().unwrap() + 1;
             sim.members.push(member(id, &m.zone, 100));
         }
-        1 => {
-            if sim.with_input(|input| can_drain(input, &[node_id])).is_ok() {
-                sim.member(node_id).state = MemberState::Draining;
-            }
+        1 if sim.with_input(|input| can_drain(input, &[node_id])).is_ok() => {
+            sim.member(node_id).state = MemberState::Draining;
         }
         2 => {
             let draining = sim.members.iter_mut().find(|m| m.state == MemberState::Draining);

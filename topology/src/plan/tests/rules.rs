@@ -1,124 +1,10 @@
 //! The rules, one by one.
 
 use super::super::*;
+use super::case::*;
 use super::sim::member;
-use crate::{LOAD_FACTOR, PlacementError};
 use Health::{Closed, Ready, Unknown};
 use Role::{Entering, Learner, Leaving, Left, Recorded, Voter};
-
-const BEHIND: Health = Health::Behind { matched: 0, missing: 7 };
-const DOWN: Reach = Reach::Down { lost: false };
-const LOST: Reach = Reach::Down { lost: true };
-
-/// Five nodes that are up; each test has partitions with three replicas.
-struct Case {
-    members: Vec<PlanMember>,
-    target: Vec<Vec<u64>>,
-    partitions: Vec<PartitionFact>,
-    limits: Limits,
-    is_paused: bool,
-    replication_factor: u32,
-}
-
-/// A partition: (node, role, health); replica ids are 10 × partition + node.
-fn case(target: [u64; 3], replicas: &[(u64, Role, Health)]) -> Case {
-    let mut case = Case {
-        members: (1..=5).map(|id| member(id, "", 100)).collect(),
-        target: Vec::new(),
-        partitions: Vec::new(),
-        limits: Limits::default(),
-        is_paused: false,
-        replication_factor: 3,
-    };
-    case.partition(target, replicas);
-    case
-}
-
-impl Case {
-    /// The first replica leads.
-    fn partition(&mut self, target: [u64; 3], replicas: &[(u64, Role, Health)]) {
-        let base = 10 * self.partitions.len() as u64;
-        let facts = replicas.iter().map(|&(node_id, role, health)| ReplicaFact {
-            replica_id: base + node_id,
-            node_id,
-            role,
-            health,
-            is_recorded: true,
-        });
-        self.target.push(target.to_vec());
-        self.partitions.push(PartitionFact {
-            replicas: facts.collect(),
-            leader: replicas.first().map(|r| base + r.0),
-            is_joint: replicas.iter().any(|r| matches!(r.1, Entering | Leaving)),
-            change_pending: false,
-            is_known: true,
-            bytes: 100,
-        });
-    }
-
-    fn node(&mut self, id: u64) -> &mut PlanMember {
-        &mut self.members[id as usize - 1]
-    }
-
-    fn with_reach(mut self, id: u64, reach: Reach) -> Case {
-        self.node(id).reach = reach;
-        self
-    }
-
-    fn draining(mut self, id: u64) -> Case {
-        self.node(id).state = MemberState::Draining;
-        self
-    }
-
-    fn with<T>(&self, f: impl FnOnce(&PlanInput<'_>) -> T) -> T {
-        f(&PlanInput {
-            members: &self.members,
-            replication_factor: self.replication_factor,
-            load_factor: LOAD_FACTOR,
-            target: &self.target,
-            partitions: &self.partitions,
-            limits: self.limits,
-            is_paused: self.is_paused,
-        })
-    }
-
-    fn plan(&self) -> Plan {
-        self.with(|input| {
-            let plan = plan(input);
-            super::invariants::hold(input, &plan);
-            plan
-        })
-    }
-
-    /// The only step.
-    fn step(&self) -> (StepKind, Reason) {
-        let plan = self.plan();
-        assert_eq!(plan.steps.len(), 1, "{plan:#?}");
-        (plan.steps[0].kind, plan.steps[0].reason)
-    }
-
-    /// No step, and why.
-    fn waits(&self) -> String {
-        let plan = self.plan();
-        assert_eq!(plan.steps, [], "{plan:#?}");
-        assert!(!plan.at_rest);
-        plan.waiting.into_iter().map(|w| w.explanation).collect::<Vec<_>>().join("\n")
-    }
-}
-
-const V: (Role, Health) = (Voter, Ready);
-
-fn voters(nodes: [u64; 3]) -> [(u64, Role, Health); 3] {
-    nodes.map(|n| (n, V.0, V.1))
-}
-
-fn and(nodes: [u64; 3], more: &[(u64, Role, Health)]) -> Vec<(u64, Role, Health)> {
-    [&voters(nodes)[..], more].concat()
-}
-
-fn swap(promote: u64, remove: u64) -> StepKind {
-    StepKind::Swap { promote: Some(promote), remove: Some(remove) }
-}
 
 #[test]
 fn a_cluster_that_is_as_intended_rests() {
@@ -270,7 +156,8 @@ fn a_closed_replica_leaves_where_its_node_is_to_get_the_new_one() {
 #[test]
 fn the_dead_go_before_the_living() {
     let closed = [(1, Voter, Ready), (2, Voter, Ready), (3, Voter, Closed), (4, Learner, Ready)];
-    assert_eq!(case([1, 4, 5], &closed).step(), (swap(4, 3), Reason::Repair));
+    // Also before one on a node that drains.
+    assert_eq!(case([1, 4, 5], &closed).draining(2).step(), (swap(4, 3), Reason::Repair));
 }
 
 #[test]
@@ -389,65 +276,4 @@ fn without_a_whole_target_nothing_is_taken_away() {
     let mut early = case([1, 2, 3], &and([1, 2, 3], &[(4, Learner, Ready)]));
     early.target = Vec::new();
     assert!(early.waits().contains("a new target is due"));
-}
-
-#[test]
-fn a_target_that_holds_stays_and_one_with_a_lost_node_does_not() {
-    let four = |case: &mut Case| {
-        case.members.truncate(4);
-        for row in [[2, 3, 4], [3, 4, 1], [4, 1, 2]] {
-            case.partition(row, &voters(row));
-        }
-    };
-    let mut case = case([1, 2, 3], &voters([1, 2, 3]));
-    four(&mut case);
-    assert_eq!(case.with(retarget).unwrap().placement.partitions, case.target);
-    case.node(4).reach = DOWN;
-    assert_eq!(case.with(retarget).unwrap().placement.partitions, case.target, "waited for");
-    case.node(4).reach = LOST;
-    let found = case.with(retarget).unwrap();
-    assert_eq!(found.moves, 3);
-    assert!(found.placement.partitions.iter().flatten().all(|n| *n != 4));
-    // It returns before anything was swapped: all stays where it is.
-    let before = std::mem::replace(&mut case.target, found.placement.partitions);
-    case.node(4).reach = Reach::Up;
-    let sorted = |rows: &[Vec<u64>]| -> Vec<Vec<u64>> {
-        rows.iter()
-            .cloned()
-            .map(|mut r| {
-                r.sort_unstable();
-                r
-            })
-            .collect()
-    };
-    let back = case.with(retarget).unwrap().placement.partitions;
-    assert_eq!(sorted(&back), sorted(&before));
-}
-
-#[test]
-fn a_drain_that_cannot_end_is_refused_by_name() {
-    let mut case = case([1, 2, 3], &voters([1, 2, 3]));
-    let drain = |case: &Case, ids: &[u64]| case.with(|i| can_drain(i, ids)).unwrap_err();
-    assert_eq!(case.with(|i| can_drain(i, &[3])), Ok(()));
-    assert_eq!(drain(&case, &[99]), [DrainRefusal::NoMember(99)]);
-    let few = DrainRefusal::TooFewNodes { left: 2, replication_factor: 3 };
-    assert_eq!(drain(&case, &[1, 2, 3]), [few]);
-    for id in [4, 5] {
-        case.node(id).free_bytes = Some(30);
-    }
-    let full = drain(&case, &[3]);
-    assert!(
-        matches!(full[..], [DrainRefusal::TooLittleDisk { needed: 100, free: 30, .. }]),
-        "{full:?}"
-    );
-    case.members.iter_mut().for_each(|m| m.free_bytes = None);
-    case.partitions[0].is_known = false;
-    assert_eq!(drain(&case, &[3]), [DrainRefusal::NotKnown { partition: 0 }]);
-    case.partitions[0].is_known = true;
-    case.node(1).reach = DOWN;
-    case.node(2).reach = DOWN;
-    assert_eq!(drain(&case, &[3]), [DrainRefusal::NoQuorum { partition: 0 }]);
-    let alone = case.with(|i| retarget(&PlanInput { replication_factor: 6, ..i.clone() }));
-    let few = PlacementError::TooFewMembers { members: 5, replication_factor: 6 };
-    assert_eq!(alone.unwrap_err(), few);
 }
