@@ -107,6 +107,22 @@ impl Cluster for Played {
     ) -> Result<Response<TransferLeadersResponse>, Status> {
         Err(Status::unimplemented("played"))
     }
+
+    async fn membership_list(
+        &self,
+        _: Request<ringfold_proto::v1::MembershipListRequest>,
+    ) -> Result<Response<ringfold_proto::v1::MembershipListResponse>, Status> {
+        Err(Status::unimplemented("played"))
+    }
+
+    type MembershipChangesStream =
+        futures::stream::Empty<Result<ringfold_proto::v1::MembershipChangesResponse, Status>>;
+    async fn membership_changes(
+        &self,
+        _: Request<ringfold_proto::v1::MembershipChangesRequest>,
+    ) -> Result<Response<Self::MembershipChangesStream>, Status> {
+        Err(Status::unimplemented("played"))
+    }
 }
 
 fn play_node(args: &[String]) {

@@ -217,6 +217,7 @@ async fn cluster() -> TestCluster {
                 stopping: CancellationToken::new(),
                 hooks: Box::new(Hooks),
             }),
+            members: Arc::default(),
             limits: Limits::default(),
             reads: ReadPool::new(1).unwrap(),
             router: Router::default(),
