@@ -5,7 +5,7 @@
 //! the next one. `RINGFOLD_TEST_KEEP=1` keeps the folder, and so does a failed test.
 use std::fs::{self, File};
 use std::io;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use ringfold_proto::v1::cluster_client::ClusterClient;
 use ringfold_proto::v1::event_store_client::EventStoreClient;
 use ringfold_proto::v1::{
-    BootstrapRequest, MemberState, NodeStatusRequest, NodeStatusResponse, Reducer,
-    SafeToStopRequest, SafeToStopResponse, TopologyRequest, TopologyResponse,
-    TransferLeadersRequest, TransferLeadersResponse,
+    BootstrapRequest, MemberState, MembershipListRequest, MembershipListResponse,
+    NodeStatusRequest, NodeStatusResponse, Reducer, SafeToStopRequest, SafeToStopResponse,
+    TopologyRequest, TopologyResponse, TransferLeadersRequest, TransferLeadersResponse,
 };
 use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt;
@@ -31,6 +31,7 @@ pub const READY_MAX: Duration = Duration::from_secs(60);
 /// How long a node may take to stop after SIGTERM: 10 s, and some for a busy machine.
 pub const STOP_MAX: Duration = Duration::from_secs(20);
 const RPC_MAX: Duration = Duration::from_secs(5);
+pub const GOSSIP_KEY: &str = "the tests' gossip key, which is no secret";
 /// Below the range that the kernel takes outgoing ports from.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
@@ -124,7 +125,9 @@ pub fn free_ports(n: usize) -> Vec<u16> {
         let next = NEXT.fetch_add(1, Ordering::Relaxed);
         let place = (std::process::id().wrapping_mul(37).wrapping_add(next)) % span;
         let port = PORTS.start + place as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if TcpListener::bind(("127.0.0.1", port)).is_ok()
+            && UdpSocket::bind(("127.0.0.1", port)).is_ok()
+        {
             ports.push(port);
         }
     }
@@ -221,6 +224,8 @@ pub struct Settings {
     pub env: Vec<(String, String)>,
     /// Data directories elsewhere, by node.
     pub data_dirs: Vec<(usize, PathBuf)>,
+    /// Nodes gossip, on the UDP port with the number of their peer port.
+    pub gossip: bool,
 }
 
 impl Default for Settings {
@@ -232,6 +237,7 @@ impl Default for Settings {
             shim: false,
             env: Vec::new(),
             data_dirs: Vec::new(),
+            gossip: true,
         }
     }
 }
@@ -285,6 +291,13 @@ impl Node {
     pub async fn topology(&self) -> Result<TopologyResponse, tonic::Status> {
         let mut admin = self.admin();
         within(admin.topology(timed(TopologyRequest {}, RPC_MAX)), RPC_MAX).await
+    }
+
+    /// # Errors
+    /// The call's own.
+    pub async fn membership(&self) -> Result<MembershipListResponse, tonic::Status> {
+        let mut admin = self.admin();
+        within(admin.membership_list(timed(MembershipListRequest {}, RPC_MAX)), RPC_MAX).await
     }
 
     /// # Errors
@@ -423,9 +436,13 @@ impl LocalCluster {
             .args(["--client-listen", &format!("127.0.0.1:{}", node.client_port)])
             .args(["--peer-listen", &format!("127.0.0.1:{}", node.peer_port)])
             .args(["--seeds", &seeds.join(",")])
+            .args(["--gossip-listen", &format!("127.0.0.1:{}", node.peer_port)])
             .env("RUST_BACKTRACE", "1")
             .envs(self.settings.env.iter().cloned())
             .stdin(Stdio::null());
+        if self.settings.gossip {
+            command.env("RINGFOLD_NODE_GOSSIP_KEY", GOSSIP_KEY);
+        }
         if let Some(shim) = &node.shim {
             shim.preload(&mut command, library(scratch()));
         }

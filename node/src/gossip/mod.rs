@@ -176,6 +176,7 @@ impl Gossip {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut cpu = CpuUse::start();
         let mut said = Instant::now();
+        let mut own = self.facts(0);
         loop {
             tokio::select! {
                 _ = timer.tick() => {}
@@ -184,12 +185,14 @@ impl Gossip {
                 },
             }
             let state = meta.borrow_and_update().clone();
-            let heard = handle.with_chitchat(|c| heard(c)).await;
+            let mut heard = handle.with_chitchat(|c| heard(c)).await;
+            heard.push(Heard { node: me, is_alive: true, facts: own.clone(), ..Heard::default() });
             self.membership.observe(now(), me, &state.members, Some(&heard));
             self.give_hints(&state, &heard);
             if said.elapsed() >= Duration::from_secs(1) {
                 said = Instant::now();
-                let pairs = self.facts(cpu.percent()).to_pairs();
+                own = self.facts(cpu.percent());
+                let pairs = own.to_pairs();
                 handle
                     .with_chitchat(|c| {
                         for (name, value) in &pairs {
@@ -204,7 +207,9 @@ impl Gossip {
 
     /// Where live nodes say that they are: counts only while nothing better is known.
     fn give_hints(&self, state: &MetaState, heard: &[Heard]) {
-        for h in heard.iter().filter(|h| h.is_alive && !h.facts.peer_address.is_empty()) {
+        let me = self.peers.local().get().map(|l| l.node);
+        let others = heard.iter().filter(|h| Some(h.node) != me);
+        for h in others.filter(|h| h.is_alive && !h.facts.peer_address.is_empty()) {
             if state.members.iter().any(|m| m.node_id == h.node.0 && is_removed(m)) {
                 continue;
             }
