@@ -107,6 +107,74 @@ impl Cluster for Played {
     ) -> Result<Response<TransferLeadersResponse>, Status> {
         Err(Status::unimplemented("played"))
     }
+
+    async fn rebalance_plan(
+        &self,
+        _: Request<ringfold_proto::v1::RebalancePlanRequest>,
+    ) -> Result<Response<ringfold_proto::v1::RebalancePlanResponse>, Status> {
+        Err(Status::unimplemented("played"))
+    }
+
+    type RebalanceWatchStream =
+        futures::stream::Empty<Result<ringfold_proto::v1::RebalancePlanResponse, Status>>;
+    async fn rebalance_watch(
+        &self,
+        _: Request<ringfold_proto::v1::RebalanceWatchRequest>,
+    ) -> Result<Response<Self::RebalanceWatchStream>, Status> {
+        Err(Status::unimplemented("played"))
+    }
+
+    async fn rebalance_pause(
+        &self,
+        _: Request<ringfold_proto::v1::RebalancePauseRequest>,
+    ) -> Result<Response<ringfold_proto::v1::RebalancePauseResponse>, Status> {
+        Err(Status::unimplemented("played"))
+    }
+
+    async fn rebalance_resume(
+        &self,
+        _: Request<ringfold_proto::v1::RebalanceResumeRequest>,
+    ) -> Result<Response<ringfold_proto::v1::RebalanceResumeResponse>, Status> {
+        Err(Status::unimplemented("played"))
+    }
+
+    type DrainStream = futures::stream::Empty<Result<ringfold_proto::v1::DrainProgress, Status>>;
+    async fn drain(
+        &self,
+        _: Request<ringfold_proto::v1::DrainRequest>,
+    ) -> Result<Response<Self::DrainStream>, Status> {
+        Err(Status::unimplemented("played"))
+    }
+
+    async fn undrain(
+        &self,
+        _: Request<ringfold_proto::v1::UndrainRequest>,
+    ) -> Result<Response<ringfold_proto::v1::UndrainResponse>, Status> {
+        Err(Status::unimplemented("played"))
+    }
+
+    async fn remove_member(
+        &self,
+        _: Request<ringfold_proto::v1::RemoveMemberRequest>,
+    ) -> Result<Response<ringfold_proto::v1::RemoveMemberResponse>, Status> {
+        Err(Status::unimplemented("played"))
+    }
+
+    async fn membership_list(
+        &self,
+        _: Request<ringfold_proto::v1::MembershipListRequest>,
+    ) -> Result<Response<ringfold_proto::v1::MembershipListResponse>, Status> {
+        Err(Status::unimplemented("played"))
+    }
+
+    type MembershipChangesStream =
+        futures::stream::Empty<Result<ringfold_proto::v1::MembershipChangesResponse, Status>>;
+    async fn membership_changes(
+        &self,
+        _: Request<ringfold_proto::v1::MembershipChangesRequest>,
+    ) -> Result<Response<Self::MembershipChangesStream>, Status> {
+        Err(Status::unimplemented("played"))
+    }
 }
 
 fn play_node(args: &[String]) {

@@ -232,6 +232,7 @@ mod tests {
                     leader_node_id,
                     term,
                     replicas: vec![],
+                    target_node_ids: Vec::new(),
                 })
                 .collect(),
             ..Default::default()

@@ -1,5 +1,6 @@
 //! The cluster's size changes while writers and readers go on.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // tests
+#![allow(clippy::print_stderr)] // progress
 
 use std::time::Duration;
 

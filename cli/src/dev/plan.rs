@@ -11,6 +11,8 @@ const PARTITIONS_MAX: u32 = 1024;
 const PORTS_STEP: u32 = 10;
 const PORTS_USED: u32 = 4;
 const FORMAT: u32 = 1;
+/// In the data directory.
+pub const GOSSIP_KEY_FILE: &str = "gossip.key";
 
 /// What the flags say; what is absent is as remembered, or the default.
 #[derive(Clone, Copy, Debug, Default)]
@@ -109,6 +111,10 @@ pub struct NodePlan {
     pub name: String,
     pub client_port: u16,
     pub peer_port: u16,
+    /// UDP.
+    pub gossip_port: u16,
+    /// Where all nodes have their gossip key from.
+    pub gossip_key_file: PathBuf,
     pub data_dir: PathBuf,
     pub log_file: PathBuf,
     /// host:port of the other nodes.
@@ -127,11 +133,14 @@ impl NodePlan {
     /// Flags of `ringfold-node`.
     pub fn args(&self) -> Vec<OsString> {
         let client_listen = format!("127.0.0.1:{}", self.client_port);
-        let pairs: [(&str, OsString); 7] = [
+        let gossip_listen = format!("127.0.0.1:{}", self.gossip_port);
+        let pairs: [(&str, OsString); 9] = [
             ("--data-dir", self.data_dir.clone().into()),
             ("--name", self.name.clone().into()),
             ("--client-listen", client_listen.into()),
             ("--peer-listen", self.peer_address().into()),
+            ("--gossip-listen", gossip_listen.into()),
+            ("--gossip-key-file", self.gossip_key_file.clone().into()),
             ("--client-url", self.endpoint().into()),
             ("--peer-address", self.peer_address().into()),
             ("--seeds", self.seeds.join(",").into()),
@@ -154,6 +163,8 @@ pub fn nodes(settled: &Remembered, data: &Path) -> Vec<NodePlan> {
             name: format!("node-{index}"),
             client_port: port(index, 0),
             peer_port: port(index, 1),
+            gossip_port: port(index, 2),
+            gossip_key_file: data.join(GOSSIP_KEY_FILE),
             data_dir: data.join(format!("node-{index}")),
             log_file: data.join(format!("node-{index}.log")),
             seeds: (0..settled.nodes)
@@ -262,6 +273,9 @@ mod tests {
         assert_eq!(plan[2].peer_address(), "127.0.0.1:2621");
         assert_eq!(plan[1].seeds, ["127.0.0.1:2601", "127.0.0.1:2621"]);
         let args = plan[0].args();
+        let at = args.iter().position(|a| a == "--gossip-listen").unwrap();
+        assert_eq!(args[at + 1], "127.0.0.1:2602");
+        assert!(args.iter().any(|a| a == "/d/gossip.key"));
         let at = args.iter().position(|a| a == "--seeds").unwrap();
         assert_eq!(args[at + 1], "127.0.0.1:2611,127.0.0.1:2621");
         assert!(args.iter().any(|a| a == "/d/node-0"));

@@ -5,7 +5,7 @@ use rustix::process::{Pid, Signal};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -45,8 +45,17 @@ pub fn node_binary() -> Result<PathBuf, CliError> {
 /// Refuses ports that others listen on, before anything is started.
 pub fn check_ports(nodes: &[NodePlan]) -> Result<(), CliError> {
     for node in nodes {
-        for (port, whom) in [(node.client_port, "clients"), (node.peer_port, "peers")] {
-            if let Err(e) = TcpListener::bind(("127.0.0.1", port)) {
+        let listen = |port| TcpListener::bind(("127.0.0.1", port)).map(drop);
+        for (port, whom, bound) in [
+            (node.client_port, "clients", listen(node.client_port)),
+            (node.peer_port, "peers", listen(node.peer_port)),
+            (
+                node.gossip_port,
+                "gossip, UDP",
+                UdpSocket::bind(("127.0.0.1", node.gossip_port)).map(drop),
+            ),
+        ] {
+            if let Err(e) = bound {
                 return Err(CliError::new(
                     Exit::Other,
                     format!("port {port} (of {}, for {whom}) cannot be used: {e}", node.name),
@@ -282,6 +291,8 @@ mod tests {
             name: "node-0".into(),
             client_port: 1,
             peer_port: 2,
+            gossip_port: 3,
+            gossip_key_file: folder.join("gossip.key"),
             data_dir: folder.join("d"),
             log_file: folder.join("node-0.log"),
             seeds: vec![],

@@ -273,6 +273,7 @@ impl Cluster for Fake {
                 leader_node_id: 1,
                 term: 1,
                 replicas: vec![Replica { replica_id: 1, node_id: 1 }],
+                target_node_ids: vec![1],
             }],
             meta_leader_node_id: 1,
             meta_voter_node_ids: vec![1],
@@ -291,10 +292,78 @@ impl Cluster for Fake {
         Err(Status::unimplemented("fake"))
     }
 
+    async fn rebalance_plan(
+        &self,
+        _: Request<RebalancePlanRequest>,
+    ) -> Answer<RebalancePlanResponse> {
+        Ok(Response::new(RebalancePlanResponse { epoch: 1, at_rest: true, ..Default::default() }))
+    }
+
+    type RebalanceWatchStream = Pages<RebalancePlanResponse>;
+    async fn rebalance_watch(
+        &self,
+        _: Request<RebalanceWatchRequest>,
+    ) -> Answer<Self::RebalanceWatchStream> {
+        Err(Status::unimplemented("fake"))
+    }
+
+    async fn rebalance_pause(
+        &self,
+        _: Request<RebalancePauseRequest>,
+    ) -> Answer<RebalancePauseResponse> {
+        Err(Status::unimplemented("fake"))
+    }
+
+    async fn rebalance_resume(
+        &self,
+        _: Request<RebalanceResumeRequest>,
+    ) -> Answer<RebalanceResumeResponse> {
+        Err(Status::unimplemented("fake"))
+    }
+
+    type DrainStream = Pages<DrainProgress>;
+    async fn drain(&self, _: Request<DrainRequest>) -> Answer<Self::DrainStream> {
+        Err(Status::unimplemented("fake"))
+    }
+
+    async fn undrain(&self, _: Request<UndrainRequest>) -> Answer<UndrainResponse> {
+        Err(Status::unimplemented("fake"))
+    }
+
+    async fn remove_member(&self, _: Request<RemoveMemberRequest>) -> Answer<RemoveMemberResponse> {
+        Err(Status::unimplemented("fake"))
+    }
+
     async fn transfer_leaders(
         &self,
         _: Request<TransferLeadersRequest>,
     ) -> Answer<TransferLeadersResponse> {
+        Err(Status::unimplemented("fake"))
+    }
+
+    async fn membership_list(
+        &self,
+        _: Request<MembershipListRequest>,
+    ) -> Answer<MembershipListResponse> {
+        Ok(Response::new(MembershipListResponse {
+            cluster_id: "c".into(),
+            node_id: 1,
+            gossips: true,
+            members: vec![MembershipEntry {
+                member: Some(Member { node_id: 1, ..Member::default() }),
+                liveness: Liveness::Live as i32,
+                since_unix_ms: 7,
+                facts: None,
+            }],
+            sequence: 1,
+        }))
+    }
+
+    type MembershipChangesStream = stream::Empty<Result<MembershipChangesResponse, Status>>;
+    async fn membership_changes(
+        &self,
+        _: Request<MembershipChangesRequest>,
+    ) -> Answer<Self::MembershipChangesStream> {
         Err(Status::unimplemented("fake"))
     }
 }

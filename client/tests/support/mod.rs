@@ -334,6 +334,7 @@ impl Cluster for Service {
             leader_node_id: shared.claimed_leaders[partition as usize] as u64 + 1,
             term: 1,
             replicas: vec![],
+            target_node_ids: vec![],
         });
         Ok(Response::new(v1::TopologyResponse {
             cluster_id: "fake".into(),
@@ -368,6 +369,73 @@ impl Cluster for Service {
         _: Request<v1::TransferLeadersRequest>,
     ) -> Result<Response<v1::TransferLeadersResponse>, Status> {
         Ok(Response::new(Default::default()))
+    }
+
+    async fn rebalance_plan(
+        &self,
+        _: Request<v1::RebalancePlanRequest>,
+    ) -> Result<Response<v1::RebalancePlanResponse>, Status> {
+        Err(Status::unimplemented("fake"))
+    }
+
+    type RebalanceWatchStream = futures::stream::Empty<Result<v1::RebalancePlanResponse, Status>>;
+    async fn rebalance_watch(
+        &self,
+        _: Request<v1::RebalanceWatchRequest>,
+    ) -> Result<Response<Self::RebalanceWatchStream>, Status> {
+        Err(Status::unimplemented("fake"))
+    }
+
+    async fn rebalance_pause(
+        &self,
+        _: Request<v1::RebalancePauseRequest>,
+    ) -> Result<Response<v1::RebalancePauseResponse>, Status> {
+        Err(Status::unimplemented("fake"))
+    }
+
+    async fn rebalance_resume(
+        &self,
+        _: Request<v1::RebalanceResumeRequest>,
+    ) -> Result<Response<v1::RebalanceResumeResponse>, Status> {
+        Err(Status::unimplemented("fake"))
+    }
+
+    type DrainStream = futures::stream::Empty<Result<v1::DrainProgress, Status>>;
+    async fn drain(
+        &self,
+        _: Request<v1::DrainRequest>,
+    ) -> Result<Response<Self::DrainStream>, Status> {
+        Err(Status::unimplemented("fake"))
+    }
+
+    async fn undrain(
+        &self,
+        _: Request<v1::UndrainRequest>,
+    ) -> Result<Response<v1::UndrainResponse>, Status> {
+        Err(Status::unimplemented("fake"))
+    }
+
+    async fn remove_member(
+        &self,
+        _: Request<v1::RemoveMemberRequest>,
+    ) -> Result<Response<v1::RemoveMemberResponse>, Status> {
+        Err(Status::unimplemented("fake"))
+    }
+
+    async fn membership_list(
+        &self,
+        _: Request<v1::MembershipListRequest>,
+    ) -> Result<Response<v1::MembershipListResponse>, Status> {
+        Err(Status::unimplemented("fake"))
+    }
+
+    type MembershipChangesStream =
+        futures::stream::Empty<Result<v1::MembershipChangesResponse, Status>>;
+    async fn membership_changes(
+        &self,
+        _: Request<v1::MembershipChangesRequest>,
+    ) -> Result<Response<Self::MembershipChangesStream>, Status> {
+        Err(Status::unimplemented("fake"))
     }
 }
 

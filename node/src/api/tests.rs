@@ -224,6 +224,7 @@ async fn cluster_of(members: bool) -> TestCluster {
                 stopping: CancellationToken::new(),
                 hooks: Box::new(Hooks),
             }),
+            members: Arc::default(),
             limits: Limits::default(),
             reads: ReadPool::new(1).unwrap(),
             router: Router::default(),
