@@ -689,7 +689,15 @@ impl Group {
                 }
             }
         }
-        self.record.membership.after(&v2, &[]).map_err(|e| e.to_string())?;
+        let next = self.record.membership.after(&v2, &[]).map_err(|e| e.to_string())?;
+        for voters in [&next.voters, &next.voters_outgoing] {
+            let answers = |id: &&u64| {
+                **id == self.replica.0 || raft.prs().get(**id).is_some_and(|p| p.recent_active)
+            };
+            if !voters.is_empty() && voters.iter().filter(answers).count() <= voters.len() / 2 {
+                return Err("no majority of the next membership answers now".into());
+            }
+        }
         let index = raft.raft_log.last_index() + 1;
         let mut entry = Entry { data: v2.encode_to_vec(), context, ..Default::default() };
         entry.set_entry_type(EntryType::EntryConfChangeV2);
