@@ -61,6 +61,12 @@ pub struct PlantedFaults {
     pub membership_lost_at_restart: bool,
     /// A membership change is logged without the commit index known then.
     pub change_without_commit: bool,
+    /// A membership change is taken whatever membership it was planned on.
+    pub stale_change: bool,
+    /// A checkpoint is taken whose membership lacks its receiver.
+    pub checkpoint_without_receiver: bool,
+    /// The log is compacted past the checkpoints that are on their way.
+    pub compaction_past_transfer: bool,
 }
 
 impl DriverSettings {
@@ -805,6 +811,11 @@ impl Driver {
 
     pub fn facts(&self, group: GroupId) -> Option<GroupFacts> {
         self.groups.get(&group).map(|g| g.facts())
+    }
+
+    /// Bytes of the group's log that are kept.
+    pub fn kept_log_bytes(&self, group: GroupId) -> Option<u64> {
+        self.groups.get(&group).map(|g| g.kept_log_bytes())
     }
 
     pub fn record(&self, group: GroupId) -> Option<&ReplicaRecord> {

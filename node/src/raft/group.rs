@@ -125,8 +125,7 @@ pub(super) struct Group {
     nodes: HashMap<u64, NodeId>,
     published: Status,
     voters: Arc<[NodeId]>,
-    /// A planted fault.
-    membership_is_lost: bool,
+    faults: PlantedFaults,
 }
 
 impl Group {
@@ -239,7 +238,7 @@ impl Group {
             nodes: HashMap::new(),
             published: Status::default(),
             voters: voters_of(&record.membership),
-            membership_is_lost: settings.faults.membership_lost_at_restart,
+            faults: settings.faults,
         })
     }
 
@@ -350,7 +349,8 @@ impl Group {
     pub fn step_incoming(&mut self, incoming: Incoming) {
         let leader = self.raw.raft.leader_id;
         let useful = incoming.index > self.raw.raft.raft_log.committed
-            && incoming.membership.contains(self.replica)
+            && (incoming.membership.contains(self.replica)
+                || self.faults.checkpoint_without_receiver)
             && self.incoming.is_none()
             && self.installing.is_none()
             && self.changing.is_none()
@@ -365,7 +365,12 @@ impl Group {
         let m = snapshot.mut_metadata();
         m.index = incoming.index;
         m.term = incoming.term;
-        m.set_conf_state(incoming.membership.conf_state());
+        let mut conf_state = incoming.membership.conf_state();
+        if self.faults.checkpoint_without_receiver && !incoming.membership.contains(self.replica) {
+            // raft refuses as well.
+            conf_state.learners.push(self.replica.0);
+        }
+        m.set_conf_state(conf_state);
         let mut message = Message {
             from: leader,
             to: self.replica.0,
@@ -643,7 +648,7 @@ impl Group {
             return Err("the leader has committed nothing in its term yet".into());
         }
         let current = self.record.membership_index;
-        if let Some(planned) = planned_on.filter(|p| *p != current) {
+        if let Some(planned) = planned_on.filter(|p| *p != current && !self.faults.stale_change) {
             return Err(format!(
                 "planned on the membership of entry {planned}, and the group is at that of {current}"
             ));
@@ -739,6 +744,10 @@ impl Group {
         }
     }
 
+    pub fn kept_log_bytes(&self) -> u64 {
+        self.raw.store().kept_bytes()
+    }
+
     pub fn transfer_floor(&mut self, now: Now, to: ReplicaId, index: Option<u64>) {
         const FORGET_NS: u64 = 600_000_000_000;
         match index {
@@ -757,7 +766,9 @@ impl Group {
         self.flushed = self.flushed.max(index);
         let floor = self.floors.values().map(|(i, _)| *i).min().unwrap_or(u64::MAX);
         // A transfer that would pin more than this starts again from a new checkpoint.
-        let floor = if self.raw.store().kept_bytes() > 4 * kept_bytes { u64::MAX } else { floor };
+        let gives_up =
+            self.raw.store().kept_bytes() > 4 * kept_bytes || self.faults.compaction_past_transfer;
+        let floor = if gives_up { u64::MAX } else { floor };
         let upto = self.flushed.min(floor).min(self.raw.raft.raft_log.applied);
         if let Some(to) = self.raw.store().compactable(upto, kept_bytes) {
             self.raw.mut_store().compact(to);
@@ -885,7 +896,7 @@ impl Group {
                             self.record.membership = next;
                             self.record.membership_index = index;
                             self.changing = Some(Changing { index, term, change });
-                            if !self.membership_is_lost {
+                            if !self.faults.membership_lost_at_restart {
                                 round.write.ops.push(LogOp::Record(Box::new(self.record.clone())));
                             }
                             round.write.persisted.push(PersistedItem {
