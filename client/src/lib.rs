@@ -21,6 +21,7 @@
 //! # }
 //! ```
 
+mod admin;
 mod appender;
 mod client;
 mod config;
@@ -43,6 +44,9 @@ pub use ringfold_proto::v1::{
     BootstrapRequest, BootstrapResponse, Member, MemberState, NodeStatusResponse as NodeStatus,
     Partition, RecordedEvent, Reducer, Replica, ReplicaState, ReplicaStatus, SafeToStopResponse,
     State, StateError, StreamInfo, TopologyResponse as Topology, TransferLeadersResponse,
+};
+pub use ringfold_proto::v1::{
+    DrainProgress, Move, MoveReason, RebalancePlanResponse as RebalancePlan,
 };
 pub use tonic::Code;
 pub use uuid::Uuid;

@@ -231,7 +231,7 @@ mod tests {
                     partition,
                     leader_node_id,
                     term,
-                    replicas: vec![],
+                    ..Default::default()
                 })
                 .collect(),
             ..Default::default()
