@@ -162,7 +162,7 @@ mod tests {
             leader_node_id: 0,
             term: 2,
             replicas: vec![Replica { replica_id: 9, node_id: 1 }],
-            target_node_ids: Vec::new(),
+            ..Partition::default()
         };
         let line = partition_line(&partition);
         assert_eq!(

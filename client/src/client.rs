@@ -56,7 +56,7 @@ pub(crate) fn event_store(channel: Channel) -> EventStoreClient<Channel> {
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-fn cluster(channel: Channel) -> ClusterClient<Channel> {
+pub(crate) fn cluster(channel: Channel) -> ClusterClient<Channel> {
     ClusterClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
@@ -263,7 +263,7 @@ impl Client {
     }
 
     /// One call over all its tries.
-    async fn call<Req, Res, Fut>(
+    pub(crate) async fn call<Req, Res, Fut>(
         &self,
         stream: Option<&str>,
         request: &Req,

@@ -21,6 +21,7 @@
 //! # }
 //! ```
 
+mod admin;
 mod appender;
 mod client;
 mod config;
@@ -45,6 +46,9 @@ pub use ringfold_proto::v1::{
     MembershipListResponse as Membership, NodeFacts, NodeStatusResponse as NodeStatus, Partition,
     RecordedEvent, Reducer, Replica, ReplicaState, ReplicaStatus, SafeToStopResponse, State,
     StateError, StreamInfo, TopologyResponse as Topology, TransferLeadersResponse,
+};
+pub use ringfold_proto::v1::{
+    DrainProgress, Move, MoveReason, RebalancePlanResponse as RebalancePlan,
 };
 pub use tonic::Code;
 pub use uuid::Uuid;

@@ -231,8 +231,7 @@ mod tests {
                     partition,
                     leader_node_id,
                     term,
-                    replicas: vec![],
-                    target_node_ids: Vec::new(),
+                    ..Default::default()
                 })
                 .collect(),
             ..Default::default()

@@ -49,6 +49,28 @@ pub struct Stored {
     pub seen: Vec<(usize, Vec<Vec<u8>>)>,
     /// A read breaks after so many pages, once.
     pub read_breaks_after: Option<usize>,
+    /// Answers to each drain and each watch in turn; a reason ends the answers with an error.
+    pub drains: VecDeque<Vec<Planned<v1::DrainProgress>>>,
+    pub watches: VecDeque<Vec<Planned<v1::RebalancePlanResponse>>>,
+    /// Members that were removed; the answer to the first such call is lost.
+    pub removed: Vec<u64>,
+}
+
+pub type Planned<T> = Result<T, &'static str>;
+
+fn planned<T: Send + 'static>(
+    answers: Option<Vec<Planned<T>>>,
+) -> Result<Response<Answers<T>>, Status> {
+    let no_leader = |reason: &'static str| {
+        let (code, retry) = match reason {
+            "NO_LEADER" => (Code::Unavailable, "yes"),
+            _ => (Code::FailedPrecondition, "no"),
+        };
+        status_of(error_of(code, reason, &[("retry", retry)]))
+    };
+    let answers = answers.unwrap_or_else(|| vec![Err("NO_LEADER")]);
+    let answers = answers.into_iter().map(move |a| a.map_err(no_leader));
+    Ok(Response::new(Box::pin(futures::stream::iter(answers))))
 }
 
 type Shared = Arc<Mutex<Stored>>;
@@ -333,8 +355,7 @@ impl Cluster for Service {
             partition,
             leader_node_id: shared.claimed_leaders[partition as usize] as u64 + 1,
             term: 1,
-            replicas: vec![],
-            target_node_ids: vec![],
+            ..Default::default()
         });
         Ok(Response::new(v1::TopologyResponse {
             cluster_id: "fake".into(),
@@ -375,51 +396,56 @@ impl Cluster for Service {
         &self,
         _: Request<v1::RebalancePlanRequest>,
     ) -> Result<Response<v1::RebalancePlanResponse>, Status> {
-        Err(Status::unimplemented("fake"))
+        Ok(Response::new(Default::default()))
     }
 
-    type RebalanceWatchStream = futures::stream::Empty<Result<v1::RebalancePlanResponse, Status>>;
+    type RebalanceWatchStream = Answers<v1::RebalancePlanResponse>;
     async fn rebalance_watch(
         &self,
         _: Request<v1::RebalanceWatchRequest>,
     ) -> Result<Response<Self::RebalanceWatchStream>, Status> {
-        Err(Status::unimplemented("fake"))
+        planned(self.shared.lock().watches.pop_front())
     }
 
     async fn rebalance_pause(
         &self,
         _: Request<v1::RebalancePauseRequest>,
     ) -> Result<Response<v1::RebalancePauseResponse>, Status> {
-        Err(Status::unimplemented("fake"))
+        Ok(Response::new(Default::default()))
     }
 
     async fn rebalance_resume(
         &self,
         _: Request<v1::RebalanceResumeRequest>,
     ) -> Result<Response<v1::RebalanceResumeResponse>, Status> {
-        Err(Status::unimplemented("fake"))
+        Ok(Response::new(Default::default()))
     }
 
-    type DrainStream = futures::stream::Empty<Result<v1::DrainProgress, Status>>;
+    type DrainStream = Answers<v1::DrainProgress>;
     async fn drain(
         &self,
         _: Request<v1::DrainRequest>,
     ) -> Result<Response<Self::DrainStream>, Status> {
-        Err(Status::unimplemented("fake"))
+        planned(self.shared.lock().drains.pop_front())
     }
 
     async fn undrain(
         &self,
         _: Request<v1::UndrainRequest>,
     ) -> Result<Response<v1::UndrainResponse>, Status> {
-        Err(Status::unimplemented("fake"))
+        Ok(Response::new(Default::default()))
     }
 
     async fn remove_member(
         &self,
-        _: Request<v1::RemoveMemberRequest>,
+        request: Request<v1::RemoveMemberRequest>,
     ) -> Result<Response<v1::RemoveMemberResponse>, Status> {
-        Err(Status::unimplemented("fake"))
+        let mut shared = self.shared.lock();
+        shared.removed.push(request.into_inner().node_id);
+        match shared.removed.len() {
+            1 => Err(Status::unknown("connection reset")),
+            _ => Ok(Response::new(Default::default())),
+        }
     }
 
     async fn membership_list(
