@@ -164,7 +164,8 @@ impl Invariants {
                 let index = message.index;
                 // A later term that is durable came behind what was promised in this one: it was
                 // synced as well, or a leader of the later term took its place in the same batch.
-                if let Some(d) = synced
+                // One that was destroyed in the same batch is in no group any more.
+                if let Some(d) = synced.filter(|d| !d.destroyed)
                     && d.vote.term <= message.term
                     && index > d.last_index.max(d.truncated_index)
                 {

@@ -27,6 +27,8 @@ use xxhash_rust::xxh3::Xxh3;
 /// How long faults strike, and how long the cluster has to come to rest behind them.
 const FAULTS_NS: u64 = 2_000_000_000;
 const REST_NS: u64 = 4_000_000_000;
+/// The planner waits in each round for members that are gone, and moves one thing after the other.
+const MOVES_REST_NS: u64 = 12_000_000_000;
 /// Clients go on for so long without faults.
 const CALM_NS: u64 = 150_000_000;
 const TICK_MS: u64 = 10;
@@ -275,7 +277,8 @@ impl World {
             if look && self.is_at_rest() {
                 return Ok(());
             }
-            if self.ended_ns.is_some_and(|e| self.now_ns > e + REST_NS) {
+            let rest_ns = if self.options.planner { MOVES_REST_NS } else { REST_NS };
+            if self.ended_ns.is_some_and(|e| self.now_ns > e + rest_ns) {
                 break;
             }
         }
