@@ -641,7 +641,7 @@ async fn while_nobody_leads_calls_wait_and_a_forwarded_one_is_refused_at_once() 
     for via in 0..2 {
         let mut client = cluster.client(via).await;
         let late =
-            cluster.service(via).append(with_timeout(append(&stream, 1, None), "200m")).await;
+            cluster.service(via).append(with_timeout(append(&stream, 1, None), "1500m")).await;
         assert_eq!(reason(&late.unwrap_err()), "NO_LEADER");
         let mut forwarded = Call::new(lookup(&stream, v1::Consistency::Linearizable));
         forwarded.metadata_mut().insert("ringfold-forwarded", "1".parse().unwrap());
