@@ -192,6 +192,10 @@ impl Faults {
         self.partitions = [1, 1, 2, 2, 4][rng.random_range(0..5)];
         self.always(Strike::Move, 0);
         self.always(Strike::LoseDisk, 0);
+        if self.kept_log_bytes == 20_000 {
+            // The log goes in pieces of 64 KiB, and what transfers hold of it is bounded.
+            self.kept_log_bytes = 60_000;
+        }
         for (strike, chance, least, most) in [
             (Strike::Scale, 0.9, 60, 400),
             (Strike::Retarget, 0.4, 60, 400),
@@ -207,7 +211,10 @@ impl Faults {
             Some(Planted::StaleStepTaken) => self.always(Strike::Depose, 100),
             Some(Planted::DestroyedForgotten) => self.always(Strike::Crash, 150),
             Some(Planted::CheckpointWithoutReceiver) => self.kept_log_bytes = 0,
-            Some(Planted::CompactionPastTransfer) => self.kept_log_bytes = 4_000,
+            Some(Planted::CompactionPastTransfer) => {
+                (self.kept_log_bytes, self.event_bytes, self.flush_gap_ms) = (60_000, 6_000, 15);
+                self.partitions = 1;
+            }
             _ => {}
         }
     }

@@ -413,9 +413,13 @@ impl World {
     fn proposal_commits(&mut self, planner: usize, id: u64, request: usize) -> Held {
         let Some(records) = &mut self.records else { return Ok(()) };
         let Some(command) = records.proposed.remove(&(planner, id)) else { return Ok(()) };
-        let result = match self.commit(command)? {
-            MetaOutcome::Refused(reason) => Err(reason),
-            _ => Ok(()),
+        // The meta group was busy, or its leader went and came back.
+        let result = match self.rng.random_bool(self.faults.loss) {
+            true => Err("not committed".into()),
+            false => match self.commit(command)? {
+                MetaOutcome::Refused(reason) => Err(reason),
+                _ => Ok(()),
+            },
         };
         let ask = Ask { planner, id, request };
         if !self.rng.random_bool(self.faults.loss) {

@@ -5,6 +5,7 @@ use ringfold_node::ids::{GroupId, ReplicaId};
 use ringfold_node::partition::apply::MetaOutcome;
 use ringfold_node::raft::log::ReplicaRecord;
 use ringfold_node::raft::membership::Membership;
+use std::collections::BTreeSet;
 
 impl Invariants {
     /// A command of the records was applied.
@@ -96,18 +97,21 @@ impl Invariants {
         Ok(())
     }
 
-    /// Whether no group would lose its majority with these replicas.
+    /// Whether no group would lose a second member before the first one is replaced. Learners count:
+    /// they may be made voters before anybody hears that they are lost.
     pub fn may_lose(&self, replicas: &[ReplicaId]) -> bool {
         let mut groups: Vec<GroupId> = self.memberships.keys().map(|(g, _)| *g).collect();
         groups.dedup();
         groups.into_iter().all(|group| {
             // An older one may still be in effect somewhere.
             let last = self.memberships.range((group, 0)..=(group, u64::MAX)).rev().take(3);
-            last.flat_map(|(_, m)| [&m.voters, &m.voters_outgoing]).all(|half| {
-                let gone = half.iter().map(|v| ReplicaId(*v));
-                let gone = gone.filter(|r| self.lost.contains(r) || replicas.contains(r)).count();
-                half.is_empty() || 2 * (half.len() - gone) > half.len()
-            })
+            let members: BTreeSet<u64> = last
+                .flat_map(|(_, m)| [&m.voters, &m.voters_outgoing, &m.learners])
+                .flatten()
+                .copied()
+                .collect();
+            let gone = members.iter().map(|m| ReplicaId(*m));
+            gone.filter(|r| self.lost.contains(r) || replicas.contains(r)).count() <= 1
         })
     }
 
