@@ -712,7 +712,8 @@ impl Group {
     /// Raft itself would make any learner a voter.
     fn has_caught_up(&self, replica: ReplicaId) -> Result<(), String> {
         let raft = &self.raw.raft;
-        let p = raft.prs().get(replica.0).filter(|p| p.recent_active);
+        // One that was just added counts as active, and of a short log it may have nothing at all.
+        let p = raft.prs().get(replica.0).filter(|p| p.recent_active && p.matched > 0);
         if p.is_none_or(|p| p.matched + CATCH_UP_LAG_MAX < raft.raft_log.committed) {
             return Err(format!("{replica} has not caught up"));
         }
