@@ -1,5 +1,5 @@
 //! Faults while partitions move.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // tests
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // tests
 
 use std::time::{Duration, Instant};
 
