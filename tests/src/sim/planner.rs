@@ -369,7 +369,7 @@ impl World {
                 let copies = 1 + usize::from(self.rng.random_bool(self.faults.duplicate));
                 for _ in 0..copies {
                     if let Some(ns) = self.arrives(node, n) {
-                        let what = PlanEvent::Step { n, ask, step: step.clone() };
+                        let what = PlanEvent::Step { n, ask, step };
                         self.after(ns, Event::Plan { at: Some((n, None)), what });
                     }
                 }
