@@ -122,26 +122,26 @@ fn find(planted: Planted, seeds: u64) -> Kind {
 
 #[test]
 fn finds_a_replica_forgotten_before_its_group_confirmed_it() {
-    let kind = find(Planted::ForgottenUnconfirmed, 300);
+    let kind = find(Planted::ForgottenUnconfirmed, 2_000);
     assert!(matches!(kind, Kind::MemberForgotten | Kind::MemberDestroyed), "{kind:?}");
 }
 
 #[test]
 fn finds_a_step_that_was_planned_on_another_membership() {
-    assert_eq!(find(Planted::StaleStepTaken, 300), Kind::StaleStep);
+    assert_eq!(find(Planted::StaleStepTaken, 2_000), Kind::StaleStep);
 }
 
 #[test]
 fn finds_a_replica_id_used_twice() {
-    assert_eq!(find(Planted::DestroyedForgotten, 300), Kind::ReplicaIdUsedTwice);
+    assert_eq!(find(Planted::DestroyedForgotten, 2_000), Kind::ReplicaIdUsedTwice);
 }
 
 #[test]
 fn finds_a_checkpoint_taken_whose_membership_lacks_the_receiver() {
-    assert_eq!(find(Planted::CheckpointWithoutReceiver, 300), Kind::CheckpointLacksReceiver);
+    assert_eq!(find(Planted::CheckpointWithoutReceiver, 2_000), Kind::CheckpointLacksReceiver);
 }
 
 #[test]
 fn finds_a_log_compacted_past_a_running_transfer() {
-    assert_eq!(find(Planted::CompactionPastTransfer, 300), Kind::CompactedPastTransfer);
+    assert_eq!(find(Planted::CompactionPastTransfer, 2_000), Kind::CompactedPastTransfer);
 }

@@ -686,7 +686,9 @@ impl Group {
                 // An automatic leave would die with its leader.
                 v2.set_transition(ConfChangeTransition::Explicit);
                 v2.changes.push(single(ConfChangeType::AddNode, promote));
-                v2.changes.push(single(ConfChangeType::RemoveNode, remove));
+                // A learner first, and removed by a change of its own: who has that one in its log
+                // knows that this one is committed, and elections need the old voter no more.
+                v2.changes.push(single(ConfChangeType::AddLearnerNode, remove));
             }
             MembershipChange::LeaveJoint => {
                 if !self.record.membership.voters.contains(&self.replica.0) {
@@ -695,7 +697,9 @@ impl Group {
             }
         }
         let next = self.record.membership.after(&v2, &[]).map_err(|e| e.to_string())?;
-        for voters in [&next.voters, &next.voters_outgoing] {
+        let current = &self.record.membership;
+        let changes_voters = next.voters != current.voters || next.is_joint();
+        for voters in [&next.voters, &next.voters_outgoing].into_iter().filter(|_| changes_voters) {
             let answers = |id: &&u64| {
                 **id == self.replica.0 || raft.prs().get(**id).is_some_and(|p| p.recent_active)
             };
@@ -720,7 +724,8 @@ impl Group {
     /// Raft itself would make any learner a voter.
     fn has_caught_up(&self, replica: ReplicaId) -> Result<(), String> {
         let raft = &self.raw.raft;
-        let p = raft.prs().get(replica.0).filter(|p| p.recent_active);
+        // One that was just added counts as active, and of a short log it may have nothing at all.
+        let p = raft.prs().get(replica.0).filter(|p| p.recent_active && p.matched > 0);
         if p.is_none_or(|p| p.matched + CATCH_UP_LAG_MAX < raft.raft_log.committed) {
             return Err(format!("{replica} has not caught up"));
         }

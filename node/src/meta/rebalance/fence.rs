@@ -93,3 +93,60 @@ pub fn is_confirmed_without(
     }
     Err(refusal(STEP_FAILED, "the leader or the membership has changed meanwhile"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::membership::Membership;
+    use ringfold_proto::internal::LeaveJoint;
+
+    const GONE: ReplicaId = ReplicaId(9);
+
+    fn facts() -> GroupFacts {
+        GroupFacts {
+            is_leader: true,
+            term: 3,
+            membership: Membership { voters: vec![1, 2, 3], ..Default::default() },
+            membership_index: 7,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_step_of_an_older_epoch_is_refused_and_a_newer_one_is_not() {
+        let kind = Some(Kind::LeaveJoint(LeaveJoint {}));
+        let step = Step { group: 1, epoch: 4, membership_index: 7, kind };
+        for (own_epoch, is_taken) in [(3, true), (4, true), (5, false)] {
+            assert_eq!(accept(&step, own_epoch).is_ok(), is_taken, "{own_epoch}");
+        }
+        let of_meta = Step { group: GroupId::META.0, ..step };
+        assert_eq!(accept(&of_meta, 4).unwrap_err().reason, STEP_FAILED);
+        assert_eq!(accept(&Step { kind: None, ..step }, 4).unwrap_err().reason, "UNKNOWN_STEP");
+    }
+
+    #[test]
+    fn only_a_leader_on_the_planned_membership_goes_on() {
+        assert_eq!(led(None, 7).unwrap_err().reason, NOT_LEADER);
+        let follower = GroupFacts { is_leader: false, ..facts() };
+        assert_eq!(led(Some(follower), 7).unwrap_err().reason, NOT_LEADER);
+        assert_eq!(led(Some(facts()), 6).unwrap_err().reason, STALE_STEP);
+        assert_eq!(led(Some(facts()), 7).unwrap(), facts());
+    }
+
+    #[test]
+    fn nothing_is_confirmed_while_the_membership_may_change() {
+        assert!(is_confirmed_without(&facts(), &facts(), GONE).is_ok());
+        let joint = Membership { voters_outgoing: vec![1, 2, 9], ..facts().membership };
+        let learner = Membership { learners: vec![9], ..facts().membership };
+        for other in [
+            GroupFacts { change_pending: true, ..facts() },
+            GroupFacts { membership: joint, ..facts() },
+            GroupFacts { membership: learner, ..facts() },
+            GroupFacts { term: 4, ..facts() },
+            GroupFacts { membership_index: 8, ..facts() },
+        ] {
+            assert!(is_confirmed_without(&facts(), &other, GONE).is_err(), "{other:?}");
+            assert!(is_confirmed_without(&other, &facts(), GONE).is_err(), "{other:?}");
+        }
+    }
+}

@@ -249,6 +249,7 @@ impl Running {
                         tracing::debug!(partition, reason, "step not taken, planned again");
                     }
                 }
+                Err(e) if e.is_cancelled() => {}
                 Err(e) => {
                     tracing::error!(error = %e, "a step failed");
                     // Which one is not known: none goes on.
