@@ -117,15 +117,30 @@ fn gossip_address(cluster: &LocalCluster, i: usize) -> SocketAddr {
     ([127, 0, 0, 1], cluster.nodes[i].peer_port).into()
 }
 
-/// What a node answers to a greeting that is well sealed: as good as recorded on its way to others.
-fn record(cluster: &LocalCluster, i: usize, n: usize) -> Vec<Vec<u8>> {
+/// One who has the key and is no member.
+fn stranger(cluster: &LocalCluster) -> Sealer {
     let party = Party::new(Keys::new(GOSSIP_KEY, None), &cluster.cluster_id, NodeId(1 << 40));
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
-    let mut sealer = Sealer::new(party, now);
-    // chitchat's SYN: magic number, version 0, kind 0, no nodes, the cluster.
-    let mut syn = vec![0x53, 0xb0, 0, 0, 0, 0];
-    syn.extend((cluster.cluster_id.len() as u16).to_le_bytes());
-    syn.extend(cluster.cluster_id.as_bytes());
+    Sealer::new(party, now)
+}
+
+/// chitchat's messages begin with its magic number, version 0, and their kind.
+const SYN: [u8; 4] = [0x53, 0xb0, 0, 0];
+const ACK: [u8; 4] = [0x53, 0xb0, 0, 2];
+
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u16).to_le_bytes(), text.as_bytes()].concat()
+}
+
+/// A greeting; `digest`: number of nodes, and what is said of each.
+fn syn(cluster: &LocalCluster, digest: &[u8]) -> Vec<u8> {
+    [&SYN, digest, &text(&cluster.cluster_id)].concat()
+}
+
+/// What a node answers to a greeting that is well sealed: as good as recorded on its way to others.
+fn record(cluster: &LocalCluster, i: usize, n: usize) -> Vec<Vec<u8>> {
+    let mut sealer = stranger(cluster);
+    let syn = syn(cluster, &[0, 0]);
     let tap = UdpSocket::bind("127.0.0.1:0").unwrap();
     tap.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let mut datagram = Vec::new();
@@ -231,4 +246,53 @@ async fn without_a_key_a_node_does_not_gossip_and_says_so() {
     assert_eq!(list.members.len(), 1);
     assert_eq!(list.members[0].liveness(), Liveness::Unspecified);
     assert!(cluster.nodes[0].log().contains("gossip is off"));
+}
+
+/// chitchat asserts what it takes for granted: only one who has the key gets so far.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_makes_chitchat_panic_stops_gossip_for_a_moment_only() {
+    let settings = Settings { partitions: 16, ..Settings::default() };
+    let cluster = LocalCluster::start(settings).await;
+    all_heard(&cluster, 0).await;
+    all_heard(&cluster, 1).await;
+    let (mut at_first, _) = Follower::begin(&cluster, 0).await;
+    let (mut at_second, _) = Follower::begin(&cluster, 1).await;
+    let number = u64::to_le_bytes;
+    // Name, generation, address.
+    let id = [&text("9")[..], &number(1), &[4, 127, 0, 0, 1, 9, 0]].concat();
+    // Known with a heartbeat and no values...
+    let digest = [&[1, 0][..], &id, &number(5), &number(0), &number(0)].concat();
+    // ...it gets a value of version 10, and a highest version of 5.
+    let ops = [
+        &[0][..],
+        &id,
+        &number(0),
+        &number(0),
+        &[1],
+        &text("key"),
+        &text("value"),
+        &number(10),
+        &[0, 2],
+        &number(5),
+    ]
+    .concat();
+    let block = [&[2][..], &(ops.len() as u16).to_le_bytes(), &ops, &[0]].concat();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (mut sealer, mut datagram) = (stranger(&cluster), Vec::new());
+    for message in [syn(&cluster, &digest), [&ACK[..], &block].concat()] {
+        sealer.seal(&message, &mut datagram).unwrap();
+        socket.send_to(&datagram, gossip_address(&cluster, 0)).unwrap();
+    }
+    eventually("gossip starts anew", CHANGE_MAX, || async {
+        match cluster.status(0).await.counters["gossip_restarts"] {
+            0 => Err("it goes on".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    tokio::join!(at_first.assert_quiet(), at_second.assert_quiet());
+    let list = all_heard(&cluster, 0).await;
+    assert_eq!(list.members.len(), 3, "one who is no member is not shown");
+    all_heard(&cluster, 1).await;
+    cluster.wait_ready().await;
 }
