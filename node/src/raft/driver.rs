@@ -38,6 +38,8 @@ pub struct DriverSettings {
     pub entry_bytes: usize,
     /// Entries of one group that may wait for their majority; more proposals are packed meanwhile.
     pub entries_in_flight: u64,
+    /// While one waits, another one follows only once so many bytes wait to go into it.
+    pub entry_joins_bytes: u64,
     pub partition_inflight_bytes: u64,
     pub node_inflight_bytes: u64,
     /// Bound on the log kept of one partition.
@@ -72,6 +74,7 @@ impl DriverSettings {
             election_ticks: 10,
             entry_bytes: 1 << 20,
             entries_in_flight: 4,
+            entry_joins_bytes: 128 << 10,
             partition_inflight_bytes: 16 << 20,
             node_inflight_bytes: 256 << 20,
             kept_log_bytes: 32 << 20,
@@ -242,6 +245,9 @@ pub struct Driver {
     with_proposals: Vec<GroupId>,
     with_reads: Vec<GroupId>,
     next_tick_ns: u64,
+    /// Of all groups, once this round has asked for it: it can only fall within a round but for
+    /// what the round itself takes in.
+    in_flight_bytes: Option<u64>,
     /// Rises each round and over restarts: the context of heartbeats and reads.
     round_number: u64,
     started_ns: u64,
@@ -276,6 +282,7 @@ impl Driver {
             dirty: Vec::new(),
             with_proposals: Vec::new(),
             with_reads: Vec::new(),
+            in_flight_bytes: None,
             counters: Arc::new(Counters::default()),
             shedding_until_ns: 0,
             shedding_replies: Vec::new(),
@@ -283,6 +290,11 @@ impl Driver {
             handed_over: HashSet::new(),
             logger: slog::Logger::root(slog::Discard, slog::o!()),
         }
+    }
+
+    /// The node whose driver it is.
+    pub fn node(&self) -> NodeId {
+        self.settings.node
     }
 
     /// CLOCK_BOOTTIME at which the next step is due without input.
@@ -295,6 +307,7 @@ impl Driver {
     pub fn step(&mut self, now: Now, inputs: &mut Vec<Input>) -> Round {
         let mut round = Round::default();
         self.round_number += 1;
+        self.in_flight_bytes = None;
         let mut rest = Vec::with_capacity(inputs.len());
         let mut messages = Vec::new();
         for input in inputs.drain(..) {
@@ -333,6 +346,11 @@ impl Driver {
         self.start_reads(&mut round);
         self.start_proposals(now, &mut round);
         self.readies(now, &mut round);
+        if !self.with_proposals.is_empty() {
+            // What was committed in this round has made room.
+            self.start_proposals(now, &mut round);
+            self.readies(now, &mut round);
+        }
         round
     }
 
@@ -522,7 +540,11 @@ impl Driver {
     fn request(&mut self, now: Now, request: Request, round: &mut Round) {
         match request {
             Request::Propose { group, commands, after_position, reply } => {
-                let total: u64 = self.groups.values().map(|g| g.in_flight_bytes()).sum();
+                let total = match self.in_flight_bytes {
+                    Some(total) => total,
+                    None => self.groups.values().map(|g| g.in_flight_bytes()).sum(),
+                };
+                self.in_flight_bytes = Some(total);
                 let Some(g) = self.groups.get_mut(&group) else {
                     let _ = reply.send(Err(ProposeError::NoReplica));
                     return;
@@ -539,8 +561,11 @@ impl Driver {
                     || total + bytes > self.settings.node_inflight_bytes
                 {
                     let _ = reply.send(Err(ProposeError::Busy));
-                } else if g.enqueue(Proposal { commands, bytes, after_position, reply }) {
-                    self.with_proposals.push(group);
+                } else {
+                    self.in_flight_bytes = Some(total + bytes);
+                    if g.enqueue(Proposal { commands, bytes, after_position, reply }) {
+                        self.with_proposals.push(group);
+                    }
                 }
             }
             Request::ReadIndex { group, reply } => match self.groups.get_mut(&group) {
@@ -738,3 +763,6 @@ impl Driver {
         self.groups.get(&group).map(|g| g.record())
     }
 }
+
+#[cfg(test)]
+mod tests;

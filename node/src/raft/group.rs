@@ -88,6 +88,8 @@ pub(super) struct Group {
     seen: (u64, StateRole),
     lost_leadership: bool,
     proposals: VecDeque<Proposal>,
+    /// Of `proposals`.
+    waiting_bytes: u64,
     proposals_queued: bool,
     in_flight: VecDeque<InFlight>,
     /// Bytes from enqueued to applied.
@@ -211,6 +213,7 @@ impl Group {
             seen,
             lost_leadership: false,
             proposals: VecDeque::new(),
+            waiting_bytes: 0,
             proposals_queued: false,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
@@ -380,6 +383,7 @@ impl Group {
     /// Queues a proposal. True: the group is to be visited by `start_proposals`.
     pub fn enqueue(&mut self, proposal: Proposal) -> bool {
         self.in_flight_bytes += proposal.bytes;
+        self.waiting_bytes += proposal.bytes;
         self.proposals.push_back(proposal);
         !std::mem::replace(&mut self.proposals_queued, true)
     }
@@ -392,10 +396,14 @@ impl Group {
             return false;
         }
         let mut packed: Vec<(Entry, InFlight)> = Vec::new();
-        while !self.proposals.is_empty()
-            && self.transfer.is_none()
-            && self.in_flight.len() + packed.len() < settings.entries_in_flight as usize
-        {
+        while !self.proposals.is_empty() && self.transfer.is_none() {
+            let in_flight = self.in_flight.len() + packed.len();
+            // Each entry costs every replica the same again, however little is in it: behind one
+            // that is under way only a full one is worth its own.
+            let is_full = self.waiting_bytes >= settings.entry_joins_bytes;
+            if in_flight >= settings.entries_in_flight as usize || (in_flight > 0 && !is_full) {
+                break;
+            }
             packed.push(self.pack(now, settings));
         }
         if !packed.is_empty() {
@@ -457,6 +465,7 @@ impl Group {
             COMMANDS_TAG
         };
         let mut replies = Vec::with_capacity(count);
+        self.waiting_bytes -= bytes;
         for p in self.proposals.drain(..count) {
             for c in &p.commands {
                 data.push(tag);
@@ -470,6 +479,7 @@ impl Group {
 
     fn refuse_proposals(&mut self) {
         let error = ProposeError::NotLeader { leader: self.leader_node() };
+        self.waiting_bytes = 0;
         for p in self.proposals.drain(..) {
             self.in_flight_bytes -= p.bytes;
             let _ = p.reply.send(Err(error.clone()));
@@ -1110,6 +1120,7 @@ impl Group {
 
     /// Shows the replica's state to other threads.
     pub fn publish(&mut self) {
+        self.view.entry_in_flight.store(!self.in_flight.is_empty(), Ordering::Release);
         let raft = &self.raw.raft;
         let now = Status {
             role: self.role(),

@@ -7,7 +7,7 @@ use crate::raft::driver::{
     Channel, Counters, Driver, DriverSettings, Input, NewGroup, Now, PeerMessage, PersistedItem,
     Write,
 };
-use crate::raft::handle::{RaftHandle, Replicas, Request, Role};
+use crate::raft::handle::{RaftHandle, ReplicaView, Replicas, Request, Role};
 use crate::raft::log::{LogBatch, LogError, RaftLog};
 use crate::raft::mailbox::Mailbox;
 use std::collections::HashMap;
@@ -144,11 +144,9 @@ impl RaftRuntime {
         }
         let sender = {
             let inputs = inputs.clone();
-            Arc::new(move |request: Request| {
-                if inputs.len() >= INPUTS_MAX {
-                    return Err(request);
-                }
-                match inputs.push(Input::Request(request)) {
+            Arc::new(move |request: Request, view: Option<&ReplicaView>| {
+                let is_awaited = || view.is_some_and(|v| v.entry_in_flight.load(Ordering::Acquire));
+                match inputs.push_within(Input::Request(request), INPUTS_MAX, is_awaited) {
                     Err(Input::Request(request)) => Err(request),
                     _ => Ok(()),
                 }
