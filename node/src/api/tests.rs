@@ -65,6 +65,7 @@ impl Partition {
                 reader: machine.reader(),
                 applied: watch::Sender::new(Applied::default()),
                 entry_in_flight: false.into(),
+                read_in_flight: false.into(),
                 unflushed_bytes: AtomicU64::new(0),
                 lease_until_ns: AtomicU64::new(0),
                 directory: 1.into(),

@@ -343,14 +343,9 @@ impl Driver {
             self.next_tick_ns = due + tick_ns;
             self.tick(now, &mut round);
         }
-        self.start_reads(&mut round);
+        self.start_reads(now, &mut round);
         self.start_proposals(now, &mut round);
         self.readies(now, &mut round);
-        if !self.with_proposals.is_empty() {
-            // What was committed in this round has made room.
-            self.start_proposals(now, &mut round);
-            self.readies(now, &mut round);
-        }
         round
     }
 
@@ -696,11 +691,11 @@ impl Driver {
         self.rng.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn start_reads(&mut self, round: &mut Round) {
+    fn start_reads(&mut self, now: Now, round: &mut Round) {
         let mut later = Vec::new();
         for id in std::mem::take(&mut self.with_reads) {
             let number = self.round_number;
-            if self.with_group(id, round, |g, _| Ok(g.start_reads(number))) == Some(true) {
+            if self.with_group(id, round, |g, _| Ok(g.start_reads(now, number))) == Some(true) {
                 later.push(id);
             }
             self.mark(id);

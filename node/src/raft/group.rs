@@ -62,6 +62,8 @@ const APPLY_BEHIND_BYTES_MAX: u64 = 64 << 20;
 const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
 /// Reads of one group that may wait.
 const READS_WAITING_MAX: usize = 16_384;
+/// A read-index round that took so long may never be answered.
+const READ_ROUND_LOST_NS: u64 = 50_000_000;
 /// Bytes of committed entries that a Ready hands out.
 const COMMITTED_BYTES_MAX: u64 = 8 << 20;
 /// Entries that a transfer's target may be behind: proposals wait until it has them.
@@ -100,6 +102,8 @@ pub(super) struct Group {
     reads: Vec<ReadReply>,
     /// Reads that wait for the answer to their round.
     reads_asked: VecDeque<(u64, Vec<ReadReply>)>,
+    /// When the last of those rounds began (CLOCK_BOOTTIME).
+    reads_asked_ns: u64,
     /// Reads that wait until an index is applied.
     reads_confirmed: VecDeque<(u64, Vec<ReadReply>)>,
     lease: Lease,
@@ -221,6 +225,7 @@ impl Group {
             last_stamp: 0,
             reads: Vec::new(),
             reads_asked: VecDeque::new(),
+            reads_asked_ns: 0,
             reads_confirmed: VecDeque::new(),
             lease: Lease::default(),
             term_start: u64::MAX,
@@ -396,8 +401,11 @@ impl Group {
             return false;
         }
         let mut packed: Vec<(Entry, InFlight)> = Vec::new();
+        // What was committed in this round has made room, and is handed to apply later in it.
+        let committed = self.raw.raft.raft_log.committed;
+        let uncommitted = self.in_flight.iter().filter(|f| f.index > committed).count();
         while !self.proposals.is_empty() && self.transfer.is_none() {
-            let in_flight = self.in_flight.len() + packed.len();
+            let in_flight = uncommitted + packed.len();
             // Each entry costs every replica the same again, however little is in it: behind one
             // that is under way only a full one is worth its own.
             let is_full = self.waiting_bytes >= settings.entry_joins_bytes;
@@ -500,8 +508,9 @@ impl Group {
         self.reads.len() == 1
     }
 
-    /// Asks one round for all reads that wait. True: they wait for the term's first commit.
-    pub fn start_reads(&mut self, number: u64) -> bool {
+    /// Asks one round for all reads that wait. True: they wait for the term's first commit, or for
+    /// the round before.
+    pub fn start_reads(&mut self, now: Now, number: u64) -> bool {
         if self.reads.is_empty() {
             return false;
         }
@@ -512,6 +521,13 @@ impl Group {
         if !self.raw.raft.commit_to_current_term() {
             return true;
         }
+        // What comes in while a round is under way makes the next one: under load fewer rounds serve
+        // the same reads. One whose messages may be lost does not hold the others up.
+        let is_answered = self.reads_asked.is_empty() || !self.raw.raft.read_states.is_empty();
+        if !is_answered && now.boot_ns < self.reads_asked_ns + READ_ROUND_LOST_NS {
+            return true;
+        }
+        self.reads_asked_ns = now.boot_ns;
         self.raw.read_index(number.to_be_bytes().to_vec());
         self.reads_asked.push_back((number, std::mem::take(&mut self.reads)));
         false
@@ -1121,6 +1137,7 @@ impl Group {
     /// Shows the replica's state to other threads.
     pub fn publish(&mut self) {
         self.view.entry_in_flight.store(!self.in_flight.is_empty(), Ordering::Release);
+        self.view.read_in_flight.store(!self.reads_asked.is_empty(), Ordering::Release);
         let raft = &self.raw.raft;
         let now = Status {
             role: self.role(),

@@ -70,6 +70,8 @@ pub struct ReplicaView {
     /// This replica leads and has an entry under way, whose commit wakes the driver: what is proposed
     /// meanwhile joins the next entry and need not.
     pub entry_in_flight: AtomicBool,
+    /// The same of a read-index round and the reads that are asked for meanwhile.
+    pub read_in_flight: AtomicBool,
     /// Bytes written to the database since its last flush, about.
     pub unflushed_bytes: AtomicU64,
     /// CLOCK_BOOTTIME in ns until which this replica may answer LEASE reads; 0: none. Only set
@@ -116,6 +118,7 @@ impl ReplicaView {
             reader,
             applied: watch::Sender::new(applied),
             entry_in_flight: AtomicBool::new(false),
+            read_in_flight: AtomicBool::new(false),
             unflushed_bytes: AtomicU64::new(0),
             lease_until_ns: AtomicU64::new(0),
             status: RwLock::default(),
@@ -127,6 +130,7 @@ impl ReplicaView {
     pub fn close(&self, reason: &str) {
         self.lease_until_ns.store(0, Ordering::Release);
         self.entry_in_flight.store(false, Ordering::Release);
+        self.read_in_flight.store(false, Ordering::Release);
         let mut status = self.status.write();
         status.role = Role::Closed;
         status.closed_reason = Some(reason.into());
@@ -204,9 +208,9 @@ impl RaftHandle {
     /// Confirms that this replica leads and has applied all that was acknowledged before now.
     pub fn read_index(&self, group: GroupId) -> oneshot::Receiver<Result<(), ReadError>> {
         let (reply, receiver) = oneshot::channel();
-        if let Err(Request::ReadIndex { reply, .. }) =
-            (self.sender)(Request::ReadIndex { group, reply }, None)
-        {
+        let view = self.replica(group);
+        let request = Request::ReadIndex { group, reply };
+        if let Err(Request::ReadIndex { reply, .. }) = (self.sender)(request, view.as_deref()) {
             let _ = reply.send(Err(ReadError::Busy));
         }
         receiver

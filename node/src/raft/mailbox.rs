@@ -27,22 +27,26 @@ impl<T> Mailbox<T> {
         self.push_within(item, usize::MAX, || false)
     }
 
-    /// Gives the item back also while `items_max` wait. Where `is_awaited` says that something else
-    /// will wake the consumer soon, the item does not; it is asked while the consumer cannot begin to
-    /// wait, so whatever the consumer did before it waits is seen.
+    /// Gives the item back also while `items_max` wait. Where `can_wait` says that something else will
+    /// wake the consumer soon, this does not. It is asked only while the consumer waits, so it sees
+    /// all that the consumer did before.
     pub fn push_within(
         &self,
         item: T,
         items_max: usize,
-        is_awaited: impl FnOnce() -> bool,
+        can_wait: impl FnOnce() -> bool,
     ) -> Result<(), T> {
         let mut s = self.state.lock();
         if s.closed || s.items.len() >= items_max {
             return Err(item);
         }
         s.items.push(item);
-        if s.waiting && !is_awaited() {
+        let wakes = s.waiting && !can_wait();
+        if wakes {
             s.waiting = false;
+        }
+        drop(s);
+        if wakes {
             self.wake.notify_one();
         }
         Ok(())

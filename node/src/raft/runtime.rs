@@ -145,8 +145,14 @@ impl RaftRuntime {
         let sender = {
             let inputs = inputs.clone();
             Arc::new(move |request: Request, view: Option<&ReplicaView>| {
-                let is_awaited = || view.is_some_and(|v| v.entry_in_flight.load(Ordering::Acquire));
-                match inputs.push_within(Input::Request(request), INPUTS_MAX, is_awaited) {
+                let is_read = matches!(request, Request::ReadIndex { .. });
+                let can_wait = || {
+                    view.is_some_and(|v| match is_read {
+                        true => v.read_in_flight.load(Ordering::Acquire),
+                        false => v.entry_in_flight.load(Ordering::Acquire),
+                    })
+                };
+                match inputs.push_within(Input::Request(request), INPUTS_MAX, can_wait) {
                     Err(Input::Request(request)) => Err(request),
                     _ => Ok(()),
                 }
