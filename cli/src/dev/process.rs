@@ -108,6 +108,9 @@ pub struct Death {
     pub message: String,
 }
 
+/// Where tokio reads how many threads it may start.
+const WORKERS_VARIABLE: &str = "TOKIO_WORKER_THREADS";
+
 /// The running nodes.
 pub struct Nodes(Vec<Node>);
 
@@ -115,6 +118,9 @@ impl Nodes {
     /// Starts all of them. Call it from the main thread.
     pub fn start(plans: &[NodePlan], binary: &Path) -> Result<Self, CliError> {
         let mut nodes = Self(Vec::new());
+        // The nodes share the cores: threads beyond them would only take turns.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = (cores / plans.len().max(1)).max(1);
         for plan in plans {
             let failed = |what: &str, e: io::Error| {
                 CliError::other(format!("cannot start {}: {what}: {e}", plan.name))
@@ -137,6 +143,9 @@ impl Nodes {
                 // Ctrl-C is for us: nodes are ended in order, not all at once by the terminal.
                 .process_group(0)
                 .kill_on_drop(true);
+            if std::env::var_os(WORKERS_VARIABLE).is_none() {
+                command.env(WORKERS_VARIABLE, workers.to_string());
+            }
             dies_with_us(&mut command, Signal::KILL);
             let child = command.spawn().map_err(|e| failed(&binary.display().to_string(), e))?;
             nodes.0.push(Node { plan: plan.clone(), child, log_start, ended: false });

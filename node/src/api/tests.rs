@@ -64,6 +64,8 @@ impl Partition {
                 replica: ReplicaId(u64::from(partition) * 2 + node as u64 + 1),
                 reader: machine.reader(),
                 applied: watch::Sender::new(Applied::default()),
+                entry_in_flight: false.into(),
+                read_in_flight: false.into(),
                 unflushed_bytes: AtomicU64::new(0),
                 lease_until_ns: AtomicU64::new(0),
                 directory: 1.into(),
@@ -159,7 +161,7 @@ fn raft(
     let views: HashMap<_, _> =
         partitions.iter().map(|p| (p.views[me].group, p.views[me].clone())).collect();
     let partitions = partitions.to_vec();
-    let sender = move |request| {
+    let sender = move |request: Request, _: Option<&ReplicaView>| {
         let leads = |group: GroupId| {
             let p = group.partition().unwrap();
             (leader(p) == me && !deposed.load(Ordering::Relaxed)).then(|| &partitions[p as usize])

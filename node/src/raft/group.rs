@@ -62,6 +62,8 @@ const APPLY_BEHIND_BYTES_MAX: u64 = 64 << 20;
 const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
 /// Reads of one group that may wait.
 const READS_WAITING_MAX: usize = 16_384;
+/// A read-index round that took so long may never be answered.
+const READ_ROUND_LOST_NS: u64 = 50_000_000;
 /// Bytes of committed entries that a Ready hands out.
 const COMMITTED_BYTES_MAX: u64 = 8 << 20;
 /// Entries that a transfer's target may be behind: proposals wait until it has them.
@@ -93,6 +95,8 @@ pub(super) struct Group {
     seen: (u64, StateRole),
     lost_leadership: bool,
     proposals: VecDeque<Proposal>,
+    /// Of `proposals`.
+    waiting_bytes: u64,
     proposals_queued: bool,
     in_flight: VecDeque<InFlight>,
     /// Bytes from enqueued to applied.
@@ -103,6 +107,8 @@ pub(super) struct Group {
     reads: Vec<ReadReply>,
     /// Reads that wait for the answer to their round.
     reads_asked: VecDeque<(u64, Vec<ReadReply>)>,
+    /// When the last of those rounds began (CLOCK_BOOTTIME).
+    reads_asked_ns: u64,
     /// Reads that wait until an index is applied.
     reads_confirmed: VecDeque<(u64, Vec<ReadReply>)>,
     lease: Lease,
@@ -215,6 +221,7 @@ impl Group {
             seen,
             lost_leadership: false,
             proposals: VecDeque::new(),
+            waiting_bytes: 0,
             proposals_queued: false,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
@@ -222,6 +229,7 @@ impl Group {
             last_stamp: 0,
             reads: Vec::new(),
             reads_asked: VecDeque::new(),
+            reads_asked_ns: 0,
             reads_confirmed: VecDeque::new(),
             lease: Lease::default(),
             term_start: u64::MAX,
@@ -390,6 +398,7 @@ impl Group {
     /// Queues a proposal. True: the group is to be visited by `start_proposals`.
     pub fn enqueue(&mut self, proposal: Proposal) -> bool {
         self.in_flight_bytes += proposal.bytes;
+        self.waiting_bytes += proposal.bytes;
         self.proposals.push_back(proposal);
         !std::mem::replace(&mut self.proposals_queued, true)
     }
@@ -402,10 +411,17 @@ impl Group {
             return false;
         }
         let mut packed: Vec<(Entry, InFlight)> = Vec::new();
-        while !self.proposals.is_empty()
-            && self.transfer.is_none()
-            && self.in_flight.len() + packed.len() < settings.entries_in_flight as usize
-        {
+        // What was committed in this round has made room, and is handed to apply later in it.
+        let committed = self.raw.raft.raft_log.committed;
+        let uncommitted = self.in_flight.iter().filter(|f| f.index > committed).count();
+        while !self.proposals.is_empty() && self.transfer.is_none() {
+            let in_flight = uncommitted + packed.len();
+            // Each entry costs every replica the same again, however little is in it: behind one
+            // that is under way only a full one is worth its own.
+            let is_full = self.waiting_bytes >= settings.entry_joins_bytes;
+            if in_flight >= settings.entries_in_flight as usize || (in_flight > 0 && !is_full) {
+                break;
+            }
             packed.push(self.pack(now, settings));
         }
         if !packed.is_empty() {
@@ -467,6 +483,7 @@ impl Group {
             COMMANDS_TAG
         };
         let mut replies = Vec::with_capacity(count);
+        self.waiting_bytes -= bytes;
         for p in self.proposals.drain(..count) {
             for c in &p.commands {
                 data.push(tag);
@@ -480,6 +497,7 @@ impl Group {
 
     fn refuse_proposals(&mut self) {
         let error = ProposeError::NotLeader { leader: self.leader_node() };
+        self.waiting_bytes = 0;
         for p in self.proposals.drain(..) {
             self.in_flight_bytes -= p.bytes;
             let _ = p.reply.send(Err(error.clone()));
@@ -500,8 +518,9 @@ impl Group {
         self.reads.len() == 1
     }
 
-    /// Asks one round for all reads that wait. True: they wait for the term's first commit.
-    pub fn start_reads(&mut self, number: u64) -> bool {
+    /// Asks one round for all reads that wait. True: they wait for the term's first commit, or for
+    /// the round before.
+    pub fn start_reads(&mut self, now: Now, number: u64) -> bool {
         if self.reads.is_empty() {
             return false;
         }
@@ -512,6 +531,13 @@ impl Group {
         if !self.raw.raft.commit_to_current_term() {
             return true;
         }
+        // What comes in while a round is under way makes the next one: under load fewer rounds serve
+        // the same reads. One whose messages may be lost does not hold the others up.
+        let is_answered = self.reads_asked.is_empty() || !self.raw.raft.read_states.is_empty();
+        if !is_answered && now.boot_ns < self.reads_asked_ns + READ_ROUND_LOST_NS {
+            return true;
+        }
+        self.reads_asked_ns = now.boot_ns;
         self.raw.read_index(number.to_be_bytes().to_vec());
         self.reads_asked.push_back((number, std::mem::take(&mut self.reads)));
         false
@@ -1176,6 +1202,8 @@ impl Group {
 
     /// Shows the replica's state to other threads.
     pub fn publish(&mut self) {
+        self.view.entry_in_flight.store(!self.in_flight.is_empty(), Ordering::Release);
+        self.view.read_in_flight.store(!self.reads_asked.is_empty(), Ordering::Release);
         let raft = &self.raw.raft;
         let now = Status {
             role: self.role(),
