@@ -108,7 +108,7 @@ impl Cluster {
         to: ReplicaId,
     ) -> Result<(), Refusal> {
         self.led(group, planned_on).await?;
-        let _ = (self.raft.sender)(Request::Transfer { group, to });
+        let _ = (self.raft.sender)(Request::Transfer { group, to }, None);
         let lead = || {
             let view = self.raft.replica(group);
             view.is_some_and(|v| v.status.read().role == Role::Leader)
