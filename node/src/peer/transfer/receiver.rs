@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 /// Connections made for one transfer without a byte of progress between them.
@@ -131,9 +132,12 @@ struct Job {
     incoming: PathBuf,
     home: PathBuf,
     manifest: Option<Checked>,
-    /// Files of the manifest that are complete and synced.
+    /// Files of the manifest that are complete.
     complete: usize,
     partial: Option<Partial>,
+    /// The last complete file on its way to the disk, beside the next one's chunks. Those before it
+    /// are synced.
+    syncing: Option<JoinHandle<Result<(), TransferError>>>,
     refetches: u32,
 }
 
@@ -160,6 +164,7 @@ impl Job {
             manifest: None,
             complete: 0,
             partial: None,
+            syncing: None,
             refetches: 0,
         }
     }
@@ -231,29 +236,29 @@ impl Job {
                 on_disk(move || Partial::create(path)).await?
             }
         };
-        while partial.offset < file.bytes {
-            let max_bytes = (file.bytes - partial.offset).min(u64::from(CHUNK_BYTES)) as u32;
-            inner.rate_in.pass(max_bytes as usize).await;
-            let fetch = FetchChunk {
-                group: self.group.0,
-                replica_id: self.replica.0,
-                index: self.index,
-                file: file.name.clone(),
-                offset: partial.offset,
-                max_bytes,
-            };
-            let data = match client.chunk(fetch).await {
-                Ok(chunk) => chunk.data,
-                Err(error) => {
-                    self.partial = Some(partial);
-                    return Err(error.into());
+        // One chunk is fetched while the one before it is hashed and written.
+        let mut fetched: Option<Bytes> = None;
+        loop {
+            let offset = partial.offset + fetched.as_ref().map_or(0, |data| data.len() as u64);
+            if fetched.is_none() && offset == file.bytes {
+                break;
+            }
+            let written = async {
+                match fetched.take() {
+                    Some(data) => on_disk(move || partial.append(&data)).await,
+                    None => Ok(partial),
                 }
             };
-            if data.is_empty() || data.len() > max_bytes as usize {
-                return Err(corrupt(file, "a chunk is empty or larger than asked for"));
+            let next = self.next_chunk(inner, client, file, offset);
+            let (next, written) = tokio::join!(next, written);
+            partial = written?;
+            match next {
+                Ok(data) => fetched = data,
+                Err(error) => {
+                    self.partial = Some(partial);
+                    return Err(error);
+                }
             }
-            inner.counters.received_bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
-            partial = on_disk(move || partial.append(&data)).await?;
         }
         if *partial.hasher.finalize().as_bytes() != file.blake3 {
             self.refetches += 1;
@@ -263,16 +268,55 @@ impl Job {
             tracing::warn!(group = %self.group, file = file.name, "a damaged file is fetched again");
             return Ok(());
         }
-        on_disk(move || {
+        self.synced().await?;
+        self.syncing = Some(tokio::task::spawn_blocking(move || {
             partial.file.sync_all().map_err(TransferError::disk(&partial.path, "synced"))
-        })
-        .await?;
+        }));
         self.complete += 1;
         Ok(())
     }
 
+    /// The chunk of `file` at `offset`; none at its end.
+    async fn next_chunk(
+        &self,
+        inner: &Inner,
+        client: &mut PeerClient,
+        file: &File,
+        offset: u64,
+    ) -> Result<Option<Bytes>, TransferError> {
+        let max_bytes = file.bytes.saturating_sub(offset).min(u64::from(CHUNK_BYTES)) as u32;
+        if max_bytes == 0 {
+            return Ok(None);
+        }
+        inner.rate_in.pass(max_bytes as usize).await;
+        let fetch = FetchChunk {
+            group: self.group.0,
+            replica_id: self.replica.0,
+            index: self.index,
+            file: file.name.clone(),
+            offset,
+            max_bytes,
+        };
+        let data = client.chunk(fetch).await?.data;
+        if data.is_empty() || data.len() > max_bytes as usize {
+            return Err(corrupt(file, "a chunk is empty or larger than asked for"));
+        }
+        inner.counters.received_bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+        Ok(Some(data))
+    }
+
+    /// Waits until all complete files are synced.
+    async fn synced(&mut self) -> Result<(), TransferError> {
+        match self.syncing.take() {
+            // Cancelled only while the runtime goes down.
+            Some(last) => last.await.unwrap_or(Err(TransferError::Stopping)),
+            None => Ok(()),
+        }
+    }
+
     /// Verifies the whole, gives it its place and hands it over.
     async fn install(&mut self, inner: &Inner) -> Result<(), TransferError> {
+        self.synced().await?;
         let Some(manifest) = self.manifest.take() else { return Err(TransferError::NotTaken) };
         let host = inner.host.clone();
         let (incoming, checked) = (self.incoming.clone(), manifest.clone());
