@@ -39,6 +39,9 @@ pub struct AllArgs {
     pub import_events: u32,
     #[arg(long, default_value_t = 100_000)]
     pub import_streams: u32,
+    /// MiB of the checkpoint that moves from node to node; 0 leaves it out
+    #[arg(long, default_value_t = 2_048)]
+    pub checkpoint_mib: u64,
     /// Folder of the nodes' and databases' data, on the disk that is to be measured
     #[arg(long, default_value = ".")]
     pub dir: PathBuf,
@@ -46,6 +49,9 @@ pub struct AllArgs {
     #[arg(long)]
     pub ringfold: Option<PathBuf>,
 }
+
+/// Between setting a load up and measuring it.
+const REST: Duration = Duration::from_secs(10);
 
 /// A figure may not be lower, or not be higher.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -236,6 +242,7 @@ pub async fn run(args: &AllArgs, say: &dyn Fn(&str)) -> anyhow::Result<Vec<Row>>
     bench.single_append(dir.path()).await?;
     bench.import(dir.path()).await?;
     bench.many_streams().await?;
+    bench.checkpoint(dir.path())?;
     Ok(bench.rows)
 }
 
@@ -294,10 +301,16 @@ impl Bench<'_> {
         Ok(self.target.connect(in_flight).await?)
     }
 
+    /// Lets the databases flush and compact what a load was set up with.
+    async fn rest(&self) {
+        tokio::time::sleep(REST).await;
+    }
+
     async fn lookups(&mut self) -> anyhow::Result<()> {
         let client = self.connect(1_000).await?;
         let levels = [Consistency::Lease, Consistency::Stale, Consistency::Linearizable];
         load::setup_lookup(&client, &self.lookup_args(self.args.streams, levels[0])).await?;
+        self.rest().await;
         let mut echo = Vec::new();
         let mut lookups: [Vec<Report>; 3] = Default::default();
         for _ in 0..self.args.rounds {
@@ -365,8 +378,16 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Microseconds of processor time that an append takes in one layer, in a process of its own.
+    /// Microseconds of processor time that an append takes in one layer.
     fn layer(&self, args: &[&str]) -> anyhow::Result<f64> {
+        let line = self.again(args)?;
+        let us = line["client_cpu_us_per_call"].as_f64().unwrap_or(f64::NAN);
+        (self.say)(&format!("{} alone\n  {us:>12.1} us of processor time per append\n", args[0]));
+        Ok(us)
+    }
+
+    /// What another command of this program prints, in a process of its own.
+    fn again(&self, args: &[&str]) -> anyhow::Result<serde_json::Value> {
         let output = Command::new(&self.own)
             .args(["-o", "json"])
             .args(args)
@@ -374,11 +395,31 @@ impl Bench<'_> {
             .stderr(Stdio::inherit())
             .output()
             .context("cannot start this program again")?;
-        let line: serde_json::Value = serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("the measurement of {} ended: {}", args[0], output.status))?;
-        let us = line["client_cpu_us_per_call"].as_f64().unwrap_or(f64::NAN);
-        (self.say)(&format!("{} alone\n  {us:>12.1} us of processor time per append\n", args[0]));
-        Ok(us)
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("the measurement of {} ended: {}", args[0], output.status))
+    }
+
+    fn checkpoint(&mut self, dir: &Path) -> anyhow::Result<()> {
+        if self.args.checkpoint_mib == 0 {
+            return Ok(());
+        }
+        let (mut base, mut measured) = (Vec::new(), Vec::new());
+        let (dir, mib) = (dir.to_string_lossy(), self.args.checkpoint_mib.to_string());
+        for _ in 0..self.args.rounds {
+            let line = self.again(&["transfer", "--dir", &dir, "--mib", &mib])?;
+            let mib_per_s = |key: &str| line[key].as_f64().unwrap_or(f64::NAN) / f64::from(1 << 20);
+            base.push(mib_per_s("copy_bytes_per_s"));
+            measured.push(mib_per_s("checkpoint_bytes_per_s"));
+            (self.say)(&format!(
+                "checkpoint of {mib} MiB\n  {:>12.0} MiB/s, {:.0} MiB/s copied through a socket\n",
+                measured[measured.len() - 1],
+                base[base.len() - 1]
+            ));
+        }
+        let against = ("a copy through a socket", median(base));
+        let what = format!("checkpoint of {mib} MiB");
+        self.row(&what, "MiB/s", median(measured), against, Goal::AtLeast(0.7));
+        Ok(())
     }
 
     async fn single_append(&mut self, dir: &Path) -> anyhow::Result<()> {
@@ -479,6 +520,7 @@ impl Bench<'_> {
         let few = self.lookup_args(self.args.streams, level);
         let many = self.lookup_args(self.args.many_streams, level);
         load::setup_lookup(&client, &many).await?;
+        self.rest().await;
         let (mut base, mut measured) = (Vec::new(), Vec::new());
         for _ in 0..self.args.rounds {
             let report = load::lookup(&client, &self.load(64), &few).await?;

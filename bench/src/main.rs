@@ -113,6 +113,15 @@ enum Run {
         #[command(flatten)]
         args: layers::apply::ApplyArgs,
     },
+    /// Moves a checkpoint from node to node, and copies the same files through a socket
+    #[cfg(feature = "layers")]
+    Transfer {
+        /// Folder on the disk that is to be measured
+        #[arg(long, default_value = ".")]
+        dir: PathBuf,
+        #[command(flatten)]
+        args: layers::transfer::TransferArgs,
+    },
     /// Syncs small writes to the disk, one after the other
     Sync {
         #[arg(long, default_value = ".")]
@@ -179,6 +188,15 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Run::Driver { args } => layers::driver::run(&args).await?,
         #[cfg(feature = "layers")]
         Run::Apply { dir, args } => layers::apply::run(&dir, &args).await?,
+        #[cfg(feature = "layers")]
+        Run::Transfer { dir, args: transfer } => {
+            let report = layers::transfer::run(&dir, &transfer).await?;
+            match args.output {
+                Output::Human => anstream::print!("{report}"),
+                Output::Json => anstream::println!("{}", serde_json::to_string(&report)?),
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
         Run::Sync { dir, seconds } => sync::run(&dir, seconds).await?,
         Run::All(all_args) => {
             let say = |line: &str| anstream::eprint!("{line}");

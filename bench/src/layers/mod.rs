@@ -1,6 +1,7 @@
-//! What the layers of an append cost alone: the goal for a whole append is made of their sum.
+//! What layers of a node do alone: the goal for a whole append is made of what they cost.
 pub mod apply;
 pub mod driver;
+pub mod transfer;
 
 use bytes::Bytes;
 use prost::Message as _;
