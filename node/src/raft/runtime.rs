@@ -52,7 +52,7 @@ pub struct FlushSettings {
 
 impl Default for FlushSettings {
     fn default() -> Self {
-        FlushSettings { bytes: 8 << 20, age_ms: 60_000 }
+        FlushSettings { bytes: 16 << 20, age_ms: 60_000 }
     }
 }
 

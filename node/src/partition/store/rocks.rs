@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const WRITE_BUFFER_BYTES: usize = 8 << 20;
+/// Large, so that what is written again and again, such as heads, is flushed once only.
+const WRITE_BUFFER_BYTES: usize = 16 << 20;
 const FILES_OPEN_MAX: i32 = 64;
 const BACKGROUND_BYTES_PER_S: i64 = 256 << 20;
 
@@ -55,7 +56,7 @@ impl SharedResources {
         options.set_arena_block_size(64 << 10);
         options.set_max_write_buffer_number(4);
         // Most ids asked for are new: a bloom filter spares the walk through the memtable.
-        options.set_memtable_prefix_bloom_ratio(0.01);
+        options.set_memtable_prefix_bloom_ratio(0.005);
         options.set_memtable_whole_key_filtering(true);
         // Only the apply thread writes.
         options.set_allow_concurrent_memtable_write(false);
@@ -79,6 +80,8 @@ impl SharedResources {
         options.set_block_based_table_factory(&table);
         options.set_compression_type(DBCompressionType::Lz4);
         options.set_bottommost_compression_type(DBCompressionType::Zstd);
+        // Small databases have one level, which each compaction writes again as a whole.
+        options.set_level_zero_file_num_compaction_trigger(8);
         options.set_target_file_size_base(32 << 20);
         options.set_max_bytes_for_level_base(64 << 20);
         options.set_bytes_per_sync(1 << 20);
