@@ -107,6 +107,54 @@ impl Cluster for Played {
     ) -> Result<Response<TransferLeadersResponse>, Status> {
         Err(Status::unimplemented("played"))
     }
+
+    async fn rebalance_plan(
+        &self,
+        _: Request<RebalancePlanRequest>,
+    ) -> Result<Response<RebalancePlanResponse>, Status> {
+        Err(Status::unimplemented("played"))
+    }
+
+    type RebalanceWatchStream = futures::stream::Empty<Result<RebalancePlanResponse, Status>>;
+    async fn rebalance_watch(
+        &self,
+        _: Request<RebalanceWatchRequest>,
+    ) -> Result<Response<Self::RebalanceWatchStream>, Status> {
+        Err(Status::unimplemented("played"))
+    }
+
+    async fn rebalance_pause(
+        &self,
+        _: Request<RebalancePauseRequest>,
+    ) -> Result<Response<RebalancePauseResponse>, Status> {
+        Err(Status::unimplemented("played"))
+    }
+
+    async fn rebalance_resume(
+        &self,
+        _: Request<RebalanceResumeRequest>,
+    ) -> Result<Response<RebalanceResumeResponse>, Status> {
+        Err(Status::unimplemented("played"))
+    }
+
+    type DrainStream = futures::stream::Empty<Result<DrainProgress, Status>>;
+    async fn drain(&self, _: Request<DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
+        Err(Status::unimplemented("played"))
+    }
+
+    async fn undrain(
+        &self,
+        _: Request<UndrainRequest>,
+    ) -> Result<Response<UndrainResponse>, Status> {
+        Err(Status::unimplemented("played"))
+    }
+
+    async fn remove_member(
+        &self,
+        _: Request<RemoveMemberRequest>,
+    ) -> Result<Response<RemoveMemberResponse>, Status> {
+        Err(Status::unimplemented("played"))
+    }
 }
 
 fn play_node(args: &[String]) {

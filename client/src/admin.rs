@@ -176,9 +176,8 @@ impl<W: Watched> Watching<W> {
         let mut tries = Tries::default();
         let mut deadline = None;
         loop {
-            let left = deadline.map_or(config.deadline, |d: Instant| {
-                d.saturating_duration_since(Instant::now())
-            });
+            let left = deadline
+                .map_or(config.deadline, |d: Instant| d.saturating_duration_since(Instant::now()));
             // Half of the deadline leaves room to ask another node.
             let within = left.min(config.retry.try_timeout.max(config.deadline / 2));
             let silent = W::MAY_BE_SILENT && self.has_answered;

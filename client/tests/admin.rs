@@ -75,8 +75,7 @@ async fn a_watch_leaves_a_node_that_leads_no_more() {
         vec![Ok(plan(4))],
     ]
     .into();
-    let epochs: Vec<_> =
-        client.rebalance_watch().take(3).map(|p| p.unwrap().epoch).collect().await;
+    let epochs: Vec<_> = client.rebalance_watch().take(3).map(|p| p.unwrap().epoch).collect().await;
     assert_eq!(epochs, [2, 3, 4]);
 }
 
