@@ -135,6 +135,7 @@ async fn a_drain_that_cannot_end_lists_the_reasons() {
 #[tokio::test(flavor = "multi_thread")]
 async fn members_are_undrained_and_removed_by_id_or_name() {
     let fake = Fake::start().await;
+    fake.moves.add_removed();
     let undrain = run(&fake, &["undrain", "only"], "").await;
     assert_eq!(undrain.lines(), [json!({"node_id": 1, "name": "only", "state": "active"})]);
     let remove = run(&fake, &["remove", "2"], "").await;

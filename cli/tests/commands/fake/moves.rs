@@ -14,6 +14,7 @@ struct Planned {
     plans: VecDeque<RebalancePlanResponse>,
     drains: VecDeque<DrainProgress>,
     obstacles: Option<&'static str>,
+    has_removed: bool,
     asked: Vec<String>,
 }
 
@@ -30,6 +31,11 @@ impl Moves {
         self.0.lock().unwrap().obstacles = Some(message);
     }
 
+    /// Node 2 was a member.
+    pub fn add_removed(&self) {
+        self.0.lock().unwrap().has_removed = true;
+    }
+
     /// What was asked so far, in order.
     pub fn asked(&self) -> Vec<String> {
         self.0.lock().unwrap().asked.clone()
@@ -39,7 +45,7 @@ impl Moves {
         self.0.lock().unwrap().asked.push(what.into());
     }
 
-    /// Node 1 serves; the others are names only.
+    /// Node 1 serves.
     pub(super) fn members(&self, url: &str) -> Vec<Member> {
         let member = |(node_id, name, state): (u64, &str, MemberState)| Member {
             node_id,
@@ -49,7 +55,9 @@ impl Moves {
             reachable: true,
             ..Member::default()
         };
-        [(1, "only", MemberState::Active), (2, "gone", MemberState::Removed)].map(member).into()
+        let all = [(1, "only", MemberState::Active), (2, "gone", MemberState::Removed)];
+        let shown = if self.0.lock().unwrap().has_removed { 2 } else { 1 };
+        all[..shown].iter().copied().map(member).collect()
     }
 
     pub(super) fn next_plan(&self) -> RebalancePlanResponse {
