@@ -7,6 +7,7 @@ mod folder;
 mod plan;
 mod process;
 mod scale;
+mod settled;
 mod signals;
 
 use crate::Global;
@@ -14,12 +15,13 @@ use crate::error::{CliError, Exit};
 use crate::output::{Format, Out, say, spinner};
 use beside::Beside;
 use folder::Folder;
-use plan::{NodePlan, Remembered, Wanted};
+use plan::NodePlan;
 use process::{End, Nodes};
 use ringfold_proto::v1::cluster_client::ClusterClient;
 use ringfold_proto::v1::{BootstrapRequest, TopologyRequest};
 use rustix::process::Signal;
 use serde::Serialize;
+use settled::{PlanError, Remembered, Wanted, settle};
 use signals::Signals;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -105,11 +107,11 @@ pub async fn run(args: Args, global: &Global) -> Result<u8, CliError> {
 async fn run_cluster(args: Args, format: Format) -> Result<u8, CliError> {
     let wanted = Wanted { nodes: args.nodes, partitions: args.partitions, port: args.port };
     // What can be refused is refused before anything is written.
-    plan::settle(wanted, None, Uuid::nil())?;
+    settle(wanted, None, Uuid::nil())?;
     let binary = process::node_binary()?;
     let mut signals = Signals::new()?;
     let folder = Folder::open(args.data.as_deref())?;
-    let settled = plan::settle(wanted, folder.remembered()?, Uuid::new_v4())?;
+    let settled = settle(wanted, folder.remembered()?, Uuid::new_v4())?;
     let plans = plan::nodes(&settled, folder.path());
     process::check_ports(&plans)?;
     folder.remember(&settled)?;
@@ -151,6 +153,11 @@ impl Cluster<'_> {
     async fn drive(mut self, nodes: &mut Nodes, signals: &mut Signals) -> Result<u8, CliError> {
         let started = Instant::now();
         let died = |end: End| CliError::other(end.message);
+        // Whoever asks before the cluster serves, waits.
+        let (calls, mut asked) = mpsc::channel(1);
+        if let Err(e) = control::listen(self.settled.port, calls.clone()) {
+            say(format_args!("`ringfold dev scale` will not reach this cluster: {e}"));
+        }
         loop {
             tokio::select! {
                 served = self.serve() => break served?,
@@ -161,10 +168,6 @@ impl Cluster<'_> {
                 },
                 s = signals.next() => return Ok(128 + s.as_raw() as u8),
             }
-        }
-        let (calls, mut asked) = mpsc::channel(1);
-        if let Err(e) = control::listen(self.settled.port, calls.clone()) {
-            say(format_args!("`ringfold dev scale` will not reach this cluster: {e}"));
         }
         self.introduce(nodes, started.elapsed())?;
         let endpoints = self.endpoints().join(",");
@@ -376,8 +379,8 @@ fn channel(plan: &NodePlan) -> Result<Channel, CliError> {
     Ok(endpoint.connect_timeout(CALL_WITHIN).timeout(CALL_WITHIN).connect_lazy())
 }
 
-impl From<plan::PlanError> for CliError {
-    fn from(e: plan::PlanError) -> Self {
+impl From<PlanError> for CliError {
+    fn from(e: PlanError) -> Self {
         CliError::new(Exit::Usage, e.to_string())
     }
 }

@@ -327,6 +327,55 @@ async fn dev_is_scaled_up_and_down_and_goes_on_with_the_nodes_that_remain() {
     gone(&dev).await;
 }
 
+/// `ringfold dev scale` in the background.
+fn begin_scale(dev: &Dev, nodes: &str) -> Child {
+    let mut command = Command::new(binary("ringfold", "RINGFOLD_BIN"));
+    command.args(["dev", "scale", nodes]).env("RINGFOLD_ENDPOINTS", dev.endpoints());
+    spawn({
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    })
+    .unwrap()
+}
+
+#[tokio::test]
+async fn a_scale_that_was_cut_off_is_taken_up_again_on_the_next_start() {
+    let _turn = Turn::take().await;
+    let dev = Dev::new("cut-off");
+    let mut child = dev.start();
+    serving(&dev).await;
+    let mut scale = begin_scale(&dev, "5");
+    eventually("the last node starts", RUN_MAX, || async {
+        let begun = processes_of(&dev.data).len() == 6;
+        if begun { Ok(()) } else { Err("not yet".to_string()) }
+    })
+    .await;
+    for cut_off in [&mut scale, &mut child] {
+        signal(cut_off, libc::SIGKILL);
+        cut_off.wait().unwrap();
+    }
+    gone(&dev).await;
+
+    let mut child = dev.start();
+    serving(&dev).await;
+    // It waits until those that were started have joined; the first drain is cut off as well.
+    let mut scale = begin_scale(&dev, "3");
+    eventually("a node drains", RUN_MAX, || async {
+        let told = text(&cli(&dev, &["status"]).await);
+        if told.contains("draining") { Ok(()) } else { Err(told) }
+    })
+    .await;
+    signal(&scale, libc::SIGKILL);
+    scale.wait().unwrap();
+    let out = cli(&dev, &["dev", "scale", "4"]).await;
+    assert!(out.status.success(), "{}", text(&out));
+    assert_eq!(nodes(&dev).await, node_names(4));
+    assert_eq!(customers(&dev).await.len(), 1);
+    signal(&child, libc::SIGTERM);
+    wait_exit(&mut child, END_MAX).await.expect("it ends");
+    gone(&dev).await;
+}
+
 async fn serving(dev: &Dev) {
     eventually("dev serves", RUN_MAX, || async {
         let out = cli(dev, &["append", "customer-1", "--type", "T", "--data", "{}"]).await;

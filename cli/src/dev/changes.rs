@@ -1,7 +1,8 @@
 //! Nodes that come and go while `dev` runs: its answers to `dev scale`.
 use super::control::{Answer, Ask, Running, RunningNode};
-use super::plan::{self, NODES_MAX, PlanError};
+use super::plan::{self, NODES_MAX};
 use super::process::{self, Nodes};
+use super::settled::{PlanError, check_ports};
 use super::{Cluster, say};
 use crate::error::{CliError, Exit};
 use std::io;
@@ -39,7 +40,7 @@ impl Cluster<'_> {
         let number = before.next_number();
         let mut after = before.clone();
         after.numbers.push(number);
-        plan::check_ports(&after)?;
+        check_ports(&after)?;
         let plans = plan::nodes(&after, self.folder.path());
         let Some(new) = plans.iter().find(|p| p.number == number).cloned() else {
             return Err(CliError::other("a node without a plan"));
