@@ -1,6 +1,6 @@
 //! `ringfold drain`, `undrain` and `remove`: members that leave, by their id or name.
 use crate::Global;
-use crate::connect::connect;
+use crate::connect::{connect, members_of};
 use crate::error::{CliError, Exit};
 use crate::output::{Format, Out, Record, say};
 use crate::rebalance::progress::Progress;
@@ -91,7 +91,7 @@ pub fn list_reasons(mut error: CliError, format: Format) -> CliError {
 
 async fn found(args: &Args, global: &Global) -> Result<(Client, Topology, u64, String), CliError> {
     let client = connect(global).await?;
-    let topology = client.topology().await?;
+    let topology = members_of(&client, global).await?;
     let (node_id, name) = find(&topology, &args.node)?;
     Ok((client, topology, node_id, name))
 }

@@ -2,7 +2,7 @@
 pub mod progress;
 
 use crate::Global;
-use crate::connect::connect;
+use crate::connect::{connect, members_of};
 use crate::error::CliError;
 use crate::members::names;
 use crate::output::{Format, Out, Record, bytes, say};
@@ -188,7 +188,7 @@ fn show(
 
 async fn plan(global: &Global) -> Result<u8, CliError> {
     let client = connect(global).await?;
-    let names = names(&client.topology().await?);
+    let names = names(&members_of(&client, global).await?);
     let plan = client.rebalance_plan().await?;
     let mut out = Out::new(global.output);
     match global.output {
@@ -230,7 +230,7 @@ async fn pause(global: &Global, paused: bool) -> Result<u8, CliError> {
 
 async fn watch(global: &Global) -> Result<u8, CliError> {
     let client = connect(global).await?;
-    let names = names(&client.topology().await?);
+    let names = names(&members_of(&client, global).await?);
     let mut out = Out::new(global.output);
     let mut plans = client.rebalance_watch();
     let mut progress = Progress::new(names.clone());

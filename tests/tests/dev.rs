@@ -330,12 +330,10 @@ async fn dev_is_scaled_up_and_down_and_goes_on_with_the_nodes_that_remain() {
 /// `ringfold dev scale` in the background.
 fn begin_scale(dev: &Dev, nodes: &str) -> Child {
     let mut command = Command::new(binary("ringfold", "RINGFOLD_BIN"));
+    let log = fs::File::create(dev.data.with_extension("scale.log")).unwrap();
     command.args(["dev", "scale", nodes]).env("RINGFOLD_ENDPOINTS", dev.endpoints());
-    spawn({
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command
-    })
-    .unwrap()
+    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    spawn(command).unwrap()
 }
 
 #[tokio::test]
@@ -362,7 +360,8 @@ async fn a_scale_that_was_cut_off_is_taken_up_again_on_the_next_start() {
     let mut scale = begin_scale(&dev, "3");
     eventually("a node drains", RUN_MAX, || async {
         let told = text(&cli(&dev, &["status"]).await);
-        if told.contains("draining") { Ok(()) } else { Err(told) }
+        let scale = fs::read_to_string(dev.data.with_extension("scale.log")).unwrap();
+        if told.contains("draining") { Ok(()) } else { Err(format!("{told}\n{scale}")) }
     })
     .await;
     signal(&scale, libc::SIGKILL);

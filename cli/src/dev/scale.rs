@@ -6,12 +6,12 @@ mod decide;
 use super::control::{Ask, Dev, Running};
 use super::plan::{NODES_MAX, node_name};
 use crate::Global;
-use crate::connect::connect;
+use crate::connect::{connect, members_of};
 use crate::error::{CliError, Exit};
 use crate::members::{list_reasons, names};
 use crate::output::{Out, Record, say};
 use crate::rebalance::progress::Progress;
-use decide::{Change, decide, first_port, left_on, not_at_rest};
+use decide::{Change, decide, first_port, left_on, not_at_rest, not_joined};
 use futures::StreamExt;
 use ringfold_client::{Client, ClientError, RebalancePlan, Topology};
 use serde::Serialize;
@@ -56,7 +56,7 @@ impl Record for ScaledRecord {
 pub async fn run(args: Args, global: &Global) -> Result<u8, CliError> {
     let started = Instant::now();
     let client = connect(global).await?;
-    let topology = client.topology().await?;
+    let topology = members_of(&client, global).await?;
     let mut dev = Dev::connect(first_port(&topology)?)?;
     let running = dev.ask(Ask::Nodes).await?;
     if running.cluster_id.to_string() != topology.cluster_id {
@@ -73,7 +73,7 @@ pub async fn run(args: Args, global: &Global) -> Result<u8, CliError> {
     }
     let end = started + Duration::from_secs(args.within_s);
     let mut scale = Scale { client, dev, global, end, within_s: args.within_s, progress: None };
-    let done = scale.run(&change, &topology).await;
+    let done = scale.run(&change).await;
     if let Some(progress) = scale.progress.take() {
         let moved = progress.finish();
         if done.is_ok() {
@@ -107,20 +107,25 @@ struct Scale<'a> {
 }
 
 impl Scale<'_> {
-    async fn run(&mut self, change: &Change, topology: &Topology) -> Result<Running, CliError> {
+    async fn run(&mut self, change: &Change) -> Result<Running, CliError> {
+        // A node that an earlier run has started may not have joined yet: it could not be drained.
+        let there = change.there();
+        let topology = self.until("joining", move |t, _| not_joined(t, &there)).await?;
         if change.start > 0 && topology.replication_factor == 1 {
             say(format_args!(
                 "each partition keeps its one replica, for this cluster began with fewer than three nodes: more nodes hold more, and no more often"
             ));
         }
-        self.begin_drains(change, topology).await?;
+        self.begin_drains(change, &topology).await?;
         if change.start > 0 {
             self.dev.ask(Ask::Start { count: change.start }).await?;
         }
-        let leaving = change.leave.clone();
-        self.until("a node that leaves", move |t, _| left_on(t, &leaving)).await?;
-        for &number in change.leave.iter().rev() {
-            self.remove(number).await?;
+        // By id: a node that is asked later may not have heard of all.
+        let leaving = decide::ids(&topology, &change.leave);
+        let left = leaving.clone();
+        self.until("a node that leaves", move |t, _| left_on(t, &left)).await?;
+        for (number, node_id) in leaving.into_iter().rev() {
+            self.remove(number, node_id).await?;
         }
         let stay = change.stay();
         self.until("the cluster", move |t, plan| not_at_rest(t, plan, &stay)).await?;
@@ -169,12 +174,12 @@ impl Scale<'_> {
         Ok(())
     }
 
-    /// Waits until nothing is missing any more, with a look at the plan each time.
+    /// Waits until nothing is missing any more, with a look at the plan each time. What it saw last.
     async fn until(
         &mut self,
         what: &str,
         missing: impl Fn(&Topology, &RebalancePlan) -> Option<String>,
-    ) -> Result<(), CliError> {
+    ) -> Result<Topology, CliError> {
         let mut why = "it was not looked at".to_string();
         while Instant::now() < self.end {
             match self.look().await {
@@ -183,7 +188,7 @@ impl Scale<'_> {
                         self.progress.get_or_insert_with(|| Progress::new(names(&topology)));
                     progress.take(&plan.moves, &plan.waiting);
                     match missing(&topology, &plan) {
-                        None => return Ok(()),
+                        None => return Ok(topology),
                         Some(missing) => why = missing,
                     }
                     if plan.paused {
@@ -211,13 +216,19 @@ impl Scale<'_> {
     }
 
     /// Takes a drained node out of the cluster, and its process with it.
-    async fn remove(&mut self, number: u32) -> Result<(), CliError> {
-        let topology = self.client.topology().await?;
-        if let Some(member) = decide::member(&topology, number) {
-            let node_id = member.node_id;
-            self.client.remove_member(node_id).await.map_err(|e| {
-                CliError::from(e).context(format_args!("removing {}", node_name(number)))
-            })?;
+    async fn remove(&mut self, number: u32, node_id: u64) -> Result<(), CliError> {
+        loop {
+            match self.client.remove_member(node_id).await {
+                Ok(()) => break,
+                // The leader knows of a replica that the others do not know of yet.
+                Err(e) if e.reason() == "MEMBER_REFUSED" && Instant::now() < self.end => {
+                    tokio::time::sleep(POLL).await;
+                }
+                Err(e) => {
+                    let what = format!("removing {}", node_name(number));
+                    return Err(CliError::from(e).context(what));
+                }
+            }
         }
         let end = Instant::now() + GONE_WITHIN;
         let mut running = self.dev.ask(Ask::Retire { numbers: vec![number] }).await?;

@@ -37,6 +37,11 @@ impl Change {
         self.started().map(node_name).collect()
     }
 
+    /// All that there are before.
+    pub fn there(&self) -> Vec<u32> {
+        self.keep.iter().chain(&self.leave).copied().collect()
+    }
+
     /// All that there are afterwards.
     pub fn stay(&self) -> Vec<u32> {
         self.keep.iter().copied().chain(self.started()).collect()
@@ -78,19 +83,33 @@ pub fn first_port(topology: &Topology) -> Result<u16, CliError> {
     })
 }
 
+/// Who cannot be drained yet, for it is no member.
+pub fn not_joined(topology: &Topology, numbers: &[u32]) -> Option<String> {
+    let has_joined = |m: &Member| matches!(m.state(), MemberState::Active | MemberState::Draining);
+    let missing = numbers.iter().find(|n| !member(topology, **n).is_some_and(has_joined))?;
+    Some(format!("{} has not joined yet", node_name(*missing)))
+}
+
+/// Numbers and ids of nodes, of those that are members.
+pub fn ids(topology: &Topology, numbers: &[u32]) -> Vec<(u32, u64)> {
+    numbers.iter().filter_map(|n| member(topology, *n).map(|m| (*n, m.node_id))).collect()
+}
+
 /// What the leaving nodes still have.
-pub fn left_on(topology: &Topology, leave: &[u32]) -> Option<String> {
-    for m in leave.iter().filter_map(|n| member(topology, *n)) {
-        let id = m.node_id;
+pub fn left_on(topology: &Topology, leave: &[(u32, u64)]) -> Option<String> {
+    if topology.members.is_empty() {
+        return Some("the node that answers does not know the members yet".into());
+    }
+    for (number, id) in leave {
         let held = topology.partition_map.iter().filter(|p| {
-            p.target_node_ids.contains(&id) || p.replicas.iter().any(|r| r.node_id == id)
+            p.target_node_ids.contains(id) || p.replicas.iter().any(|r| r.node_id == *id)
         });
         match held.count() {
-            0 if topology.meta_voter_node_ids.contains(&id) => {
-                return Some(format!("{} votes in the meta group", m.name));
+            0 if topology.meta_voter_node_ids.contains(id) => {
+                return Some(format!("{} votes in the meta group", node_name(*number)));
             }
             0 => {}
-            n => return Some(format!("{} has {n} partitions", m.name)),
+            n => return Some(format!("{} has {n} partitions", node_name(*number))),
         }
     }
     None
@@ -180,19 +199,37 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_has_not_joined_cannot_leave_yet() {
+        let t = topology(&[
+            (1, "node-0", Active),
+            (2, "node-1", Draining),
+            (3, "node-2", MemberState::Joining),
+            (4, "node-3", Removed),
+        ]);
+        assert_eq!(not_joined(&t, &[0, 1]), None);
+        for number in [2, 3, 4] {
+            let missing = not_joined(&t, &[0, number, 1]).unwrap();
+            assert_eq!(missing, format!("node-{number} has not joined yet"));
+        }
+    }
+
+    #[test]
     fn a_node_has_left_when_it_holds_nothing_and_does_not_vote() {
         let mut t = topology(&[(1, "node-3", Removed), (9, "node-3", Draining)]);
         let replicas = vec![Replica { replica_id: 1, node_id: 9 }];
         t.partition_map = vec![Partition { replicas, ..Partition::default() }];
         t.meta_voter_node_ids = vec![9];
-        assert_eq!(left_on(&t, &[3]).unwrap(), "node-3 has 1 partitions");
+        let leave = ids(&t, &[3]);
+        assert_eq!(leave, [(3, 9)]);
+        assert_eq!(left_on(&t, &leave).unwrap(), "node-3 has 1 partitions");
         t.partition_map[0].replicas.clear();
         t.partition_map[0].target_node_ids = vec![9];
-        assert!(left_on(&t, &[3]).is_some());
+        assert!(left_on(&t, &leave).is_some());
         t.partition_map[0].target_node_ids = vec![4];
-        assert!(left_on(&t, &[3]).unwrap().contains("votes"));
+        assert!(left_on(&t, &leave).unwrap().contains("votes"));
         t.meta_voter_node_ids = vec![1];
-        assert_eq!(left_on(&t, &[3]), None);
+        assert_eq!(left_on(&t, &leave), None);
+        assert!(left_on(&Topology::default(), &leave).is_some());
     }
 
     #[test]
