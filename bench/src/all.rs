@@ -120,6 +120,12 @@ fn p99(reports: &[Report]) -> f64 {
     median(reports.iter().map(|r| r.p99_us as f64).collect())
 }
 
+/// Of all sides of a call.
+fn cpu_us(reports: &[Report]) -> f64 {
+    let of = |r: &Report| r.client_cpu_us_per_call + r.server_cpu_us_per_call.unwrap_or(f64::NAN);
+    median(reports.iter().map(of).collect())
+}
+
 fn mean(reports: &[Report]) -> f64 {
     median(reports.iter().map(|r| r.mean_us).collect())
 }
@@ -226,7 +232,7 @@ pub async fn run(args: &AllArgs, say: &dyn Fn(&str)) -> anyhow::Result<Vec<Row>>
         rows: Vec::new(),
     };
     bench.lookups().await?;
-    bench.appends().await?;
+    bench.appends(dir.path()).await?;
     bench.single_append(dir.path()).await?;
     bench.import(dir.path()).await?;
     bench.many_streams().await?;
@@ -320,7 +326,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    async fn appends(&mut self) -> anyhow::Result<()> {
+    async fn appends(&mut self, dir: &Path) -> anyhow::Result<()> {
         let client = self.connect(1_000).await?;
         let args = AppendArgs { streams: 1_000, bytes: 256 };
         let (mut echo, mut unary, mut pipelined) = (Vec::new(), Vec::new(), Vec::new());
@@ -339,7 +345,40 @@ impl Bench<'_> {
         let measured = throughput(&pipelined);
         let goal = Goal::AtLeast(3.0);
         self.row("AppendStream, 1,000 in flight", "appends/s", measured, against, goal);
+        self.append_cpu(dir, &echo, &unary)
+    }
+
+    /// Processor time of a unary append, on all sides, against what its layers take alone.
+    fn append_cpu(&mut self, dir: &Path, echo: &[Report], unary: &[Report]) -> anyhow::Result<()> {
+        let (mut driver, mut apply) = (Vec::new(), Vec::new());
+        for round in 0..self.args.rounds {
+            let seconds = self.args.seconds.to_string();
+            driver.push(self.layer(&["driver", "--seconds", &seconds])?);
+            let dir = dir.join(format!("apply-{round}"));
+            std::fs::create_dir(&dir)?;
+            apply.push(self.layer(&["apply", "--dir", &dir.to_string_lossy()])?);
+        }
+        let (echo, driver, apply) = (cpu_us(echo), median(driver), median(apply));
+        let against = format!("echo {echo:.1} + driver {driver:.1} + 3 x apply {apply:.1}");
+        let against = (against.as_str(), echo + driver + 3.0 * apply);
+        self.row("processor time of an append", "us", cpu_us(unary), against, Goal::AtMost(1.5));
         Ok(())
+    }
+
+    /// Microseconds of processor time that an append takes in one layer, in a process of its own.
+    fn layer(&self, args: &[&str]) -> anyhow::Result<f64> {
+        let output = Command::new(&self.own)
+            .args(["-o", "json"])
+            .args(args)
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot start this program again")?;
+        let line: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("the measurement of {} ended: {}", args[0], output.status))?;
+        let us = line["client_cpu_us_per_call"].as_f64().unwrap_or(f64::NAN);
+        (self.say)(&format!("{} alone\n  {us:>12.1} us of processor time per append\n", args[0]));
+        Ok(us)
     }
 
     async fn single_append(&mut self, dir: &Path) -> anyhow::Result<()> {

@@ -4,6 +4,8 @@
 pub mod all;
 pub mod cpu;
 pub mod echo;
+#[cfg(feature = "layers")]
+pub mod layers;
 pub mod load;
 pub mod measure;
 #[cfg(feature = "rocks")]

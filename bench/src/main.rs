@@ -2,6 +2,8 @@
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
+#[cfg(feature = "layers")]
+use ringfold_bench::layers;
 use ringfold_bench::{
     all, echo,
     load::{self, AppendArgs, ImportArgs, LookupArgs, TargetArgs},
@@ -96,6 +98,21 @@ enum Run {
         #[command(flatten)]
         args: ImportArgs,
     },
+    /// Appends through three nodes' drivers alone: logs in memory, nothing applied
+    #[cfg(feature = "layers")]
+    Driver {
+        #[command(flatten)]
+        args: layers::driver::DriverArgs,
+    },
+    /// Applies entries of appends to real databases, as one node does
+    #[cfg(feature = "layers")]
+    Apply {
+        /// An empty folder
+        #[arg(long)]
+        dir: PathBuf,
+        #[command(flatten)]
+        args: layers::apply::ApplyArgs,
+    },
     /// Syncs small writes to the disk, one after the other
     Sync {
         #[arg(long, default_value = ".")]
@@ -158,6 +175,10 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         #[cfg(feature = "rocks")]
         Run::Rocks { dir, args } => ringfold_bench::rocks::run(&dir, &args).await?,
+        #[cfg(feature = "layers")]
+        Run::Driver { args } => layers::driver::run(&args).await?,
+        #[cfg(feature = "layers")]
+        Run::Apply { dir, args } => layers::apply::run(&dir, &args).await?,
         Run::Sync { dir, seconds } => sync::run(&dir, seconds).await?,
         Run::All(all_args) => {
             let say = |line: &str| anstream::eprint!("{line}");

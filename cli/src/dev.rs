@@ -50,7 +50,8 @@ pub struct Args {
     /// Without it: a temporary folder, removed at the end
     #[arg(long)]
     data: Option<PathBuf>,
-    /// First port: node i listens on PORT + 10 i for clients, and on the next one for peers
+    /// First port: node i listens on PORT + 10 i for clients, on the next one for peers, and on the
+    /// one after that for gossip (UDP)
     /// [default: 2600]
     #[arg(long)]
     port: Option<u16>,
@@ -115,6 +116,7 @@ async fn run_cluster(args: Args, format: Format) -> Result<u8, CliError> {
     let plans = plan::nodes(&settled, folder.path());
     process::check_ports(&plans)?;
     folder.remember(&settled)?;
+    folder.gossip_key(&format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()))?;
     say(format_args!(
         "starting {} nodes in {}{}",
         settled.nodes(),

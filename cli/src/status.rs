@@ -1,4 +1,5 @@
-//! `ringfold status`: each node asked itself, and what is wrong with it; what is to move.
+//! `ringfold status`: each node asked itself, what is wrong with it, and whether gossip hears of it;
+//! what is to move.
 use crate::Global;
 use crate::connect::connect;
 use crate::error::CliError;
@@ -6,9 +7,12 @@ use crate::output::{Format, Out, Record};
 use crate::rebalance::{plan_line, summary, waiting};
 use crate::topology::member_state;
 use futures::StreamExt;
-use ringfold_client::{Member, MemberState, NodeStatus, ReplicaState, Topology};
+use ringfold_client::{
+    Liveness, Member, MemberState, MembershipEntry, NodeStatus, ReplicaState, Topology,
+};
 use serde::Serialize;
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 const IN_FLIGHT: usize = 16;
 
@@ -21,6 +25,10 @@ struct NodeRecord {
     state: &'static str,
     endpoint: String,
     answers: bool,
+    /// "live" or "lost" by gossip, as the node that was asked sees it; null where it does not gossip.
+    gossip: Option<&'static str>,
+    gossip_since_unix_ms: Option<u64>,
+    cpu_percent: Option<u32>,
     version: Option<String>,
     uptime_ms: Option<u64>,
     leaders: Option<u64>,
@@ -37,8 +45,8 @@ struct NodeRecord {
 
 impl Record for NodeRecord {
     const HEADERS: &'static [&'static str] = &[
-        "NODE", "NAME", "STATE", "ENDPOINT", "VERSION", "UP", "LEADS", "REPLICAS", "FREE",
-        "PROBLEMS",
+        "NODE", "NAME", "STATE", "GOSSIP", "ENDPOINT", "VERSION", "UP", "LEADS", "REPLICAS",
+        "FREE", "PROBLEMS",
     ];
     fn row(&self) -> Vec<String> {
         let number = |n: Option<u64>| n.map_or("-".into(), |n| n.to_string());
@@ -46,6 +54,10 @@ impl Record for NodeRecord {
             self.node_id.to_string(),
             self.name.clone(),
             self.state.into(),
+            match (self.gossip, self.gossip_since_unix_ms) {
+                (Some(gossip), Some(since)) => format!("{gossip} {}", since_now(since)),
+                _ => "-".into(),
+            },
             self.endpoint.clone(),
             self.version.clone().unwrap_or("-".into()),
             self.uptime_ms.map_or("-".into(), duration),
@@ -74,8 +86,29 @@ fn duration(ms: u64) -> String {
     }
 }
 
-fn record(member: &Member, status: Result<NodeStatus, String>) -> NodeRecord {
+/// By this machine's clock, which may differ from the node's.
+fn since_now(unix_ms: u64) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    duration((now.as_millis() as u64).saturating_sub(unix_ms))
+}
+
+fn liveness(entry: &MembershipEntry) -> Option<&'static str> {
+    match entry.liveness() {
+        Liveness::Unspecified => None,
+        Liveness::Live => Some("live"),
+        Liveness::Lost => Some("lost"),
+    }
+}
+
+fn record(
+    member: &Member,
+    status: Result<NodeStatus, String>,
+    gossip: Option<&MembershipEntry>,
+) -> NodeRecord {
     let mut problems = Vec::new();
+    if gossip.is_some_and(|g| g.liveness() == Liveness::Lost) {
+        problems.push("other nodes do not hear of it".into());
+    }
     let status = status.map_err(|e| problems.push(format!("does not answer: {e}"))).ok();
     let count = |which: ReplicaState| {
         status.as_ref().map(|s| {
@@ -114,6 +147,9 @@ fn record(member: &Member, status: Result<NodeStatus, String>) -> NodeRecord {
         state: member_state(member),
         endpoint: member.client_url.clone(),
         answers: status.is_some(),
+        gossip: gossip.and_then(liveness),
+        gossip_since_unix_ms: gossip.filter(|g| liveness(g).is_some()).map(|g| g.since_unix_ms),
+        cpu_percent: gossip.and_then(|g| Some(g.facts.as_ref()?.cpu_percent)),
         version: status.as_ref().map(|s| s.version.clone()),
         uptime_ms: status.as_ref().map(|s| s.uptime_ms),
         leaders: count(ReplicaState::Leader),
@@ -150,13 +186,17 @@ fn cluster_problems(topology: &Topology, led: &BTreeSet<u32>) -> Vec<String> {
 pub async fn run(global: &Global) -> Result<u8, CliError> {
     let client = connect(global).await?;
     let topology = client.topology().await?;
+    // Nodes of an older version do not know the call: what they would say is left out.
+    let heard = client.membership().await.unwrap_or_default();
+    let heard =
+        |node| heard.members.iter().find(|e| e.member.as_ref().is_some_and(|m| m.node_id == node));
     let members = (topology.members.iter()).filter(|m| m.state() != MemberState::Removed);
     let records: Vec<NodeRecord> = futures::stream::iter(members)
         .map(|member| {
-            let client = client.clone();
+            let (client, gossip) = (client.clone(), heard(member.node_id));
             async move {
                 let status = client.node_status(&member.client_url).await;
-                record(member, status.map_err(|e| e.to_string()))
+                record(member, status.map_err(|e| e.to_string()), gossip)
             }
         })
         .buffered(IN_FLIGHT)
@@ -219,7 +259,7 @@ mod tests {
             ],
             ..NodeStatus::default()
         };
-        let record = record(&Member::default(), Ok(status));
+        let record = record(&Member::default(), Ok(status), None);
         assert_eq!(record.leaders, Some(1));
         assert_eq!(record.replicas, Some(3));
         assert_eq!(record.closed, Some(1));
@@ -229,10 +269,28 @@ mod tests {
 
     #[test]
     fn a_node_that_does_not_answer_is_a_problem() {
-        let record = record(&Member::default(), Err("refused".into()));
+        let record = record(&Member::default(), Err("refused".into()), None);
         assert!(!record.answers);
+        assert_eq!(record.gossip, None);
         assert_eq!(record.problems, ["does not answer: refused"]);
         assert_eq!(record.row().len(), NodeRecord::HEADERS.len());
+    }
+
+    #[test]
+    fn what_gossip_knows_is_shown() {
+        let mut entry = MembershipEntry { since_unix_ms: 7, ..MembershipEntry::default() };
+        entry.set_liveness(Liveness::Live);
+        let live = record(&Member::default(), Ok(NodeStatus::default()), Some(&entry));
+        assert_eq!((live.gossip, live.gossip_since_unix_ms), (Some("live"), Some(7)));
+        assert!(live.problems.is_empty());
+        assert!(live.row()[3].starts_with("live "));
+        entry.set_liveness(Liveness::Lost);
+        let lost = record(&Member::default(), Ok(NodeStatus::default()), Some(&entry));
+        assert_eq!(lost.problems, ["other nodes do not hear of it"]);
+        entry.set_liveness(Liveness::Unspecified);
+        let off = record(&Member::default(), Ok(NodeStatus::default()), Some(&entry));
+        assert_eq!((off.gossip, off.gossip_since_unix_ms), (None, None));
+        assert_eq!(off.row()[3], "-");
     }
 
     #[test]

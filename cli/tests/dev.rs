@@ -155,6 +155,22 @@ impl Cluster for Played {
     ) -> Result<Response<RemoveMemberResponse>, Status> {
         Err(Status::unimplemented("played"))
     }
+
+    async fn membership_list(
+        &self,
+        _: Request<MembershipListRequest>,
+    ) -> Result<Response<MembershipListResponse>, Status> {
+        Err(Status::unimplemented("played"))
+    }
+
+    type MembershipChangesStream =
+        futures::stream::Empty<Result<MembershipChangesResponse, Status>>;
+    async fn membership_changes(
+        &self,
+        _: Request<MembershipChangesRequest>,
+    ) -> Result<Response<Self::MembershipChangesStream>, Status> {
+        Err(Status::unimplemented("played"))
+    }
 }
 
 fn play_node(args: &[String]) {

@@ -502,6 +502,59 @@ impl Client {
         self.ask(endpoint, v1::NodeStatusRequest {}, send).await
     }
 
+    /// The members, and whether the node that answers hears of each.
+    ///
+    /// # Errors
+    /// [`ClientError::Unavailable`].
+    pub async fn membership(&self) -> Result<v1::MembershipListResponse, ClientError> {
+        let send = |c, r| async move { cluster(c).membership_list(r).await };
+        self.call(None, &v1::MembershipListRequest {}, send).await.map_err(Tries::conclude_read)
+    }
+
+    /// The members as that one node sees them. One try.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] for the endpoint, [`ClientError::Unavailable`].
+    pub async fn membership_of(
+        &self,
+        endpoint: &str,
+    ) -> Result<v1::MembershipListResponse, ClientError> {
+        let send = |c, r| async move { cluster(c).membership_list(r).await };
+        self.ask(endpoint, v1::MembershipListRequest {}, send).await
+    }
+
+    /// The members as that one node sees them, and then each change once, until the node stops or
+    /// the connection breaks: then follow again, at this node or another, and begin with its list.
+    /// Where the reader was too slow, a list comes in place of changes, with `lagged` set. No
+    /// deadline; one try for the beginning.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] for the endpoint, [`ClientError::Unavailable`].
+    pub async fn membership_changes(
+        &self,
+        endpoint: &str,
+    ) -> Result<
+        impl Stream<Item = Result<v1::MembershipChangesResponse, ClientError>> + use<>,
+        ClientError,
+    > {
+        let conclude = |e: ServerError| {
+            let mut tries = Tries::default();
+            tries.failed(e);
+            tries.conclude_read()
+        };
+        let node = self.node_at(endpoint)?;
+        let mut client = cluster(node.channel());
+        let asked = client.membership_changes(v1::MembershipChangesRequest {});
+        let within = self.inner.config.deadline;
+        match tokio::time::timeout(within, asked).await {
+            Ok(Ok(answer)) => Ok(answer
+                .into_inner()
+                .map(move |news| news.map_err(|status| conclude(ServerError::from(status))))),
+            Ok(Err(status)) => Err(conclude(ServerError::from(status))),
+            Err(_) => Err(conclude(no_answer(&node, within))),
+        }
+    }
+
     /// Creates the cluster, with that node as its first member. Said again with the same cluster id
     /// it answers the same. One try.
     ///
@@ -556,12 +609,7 @@ impl Client {
     where
         Fut: Future<Output = Result<Response<Res>, Status>>,
     {
-        let url = endpoint.trim_end_matches('/');
-        let known = self.map().nodes().iter().find(|n| n.url == url).cloned();
-        let node = match known {
-            Some(node) => node,
-            None => Node::open(endpoint, &self.inner.config)?,
-        };
+        let node = self.node_at(endpoint)?;
         match attempt(&node, request, self.inner.config.deadline, send).await {
             Ok(answer) => Ok(answer.into_inner()),
             Err(e) => {
@@ -569,6 +617,14 @@ impl Client {
                 tries.failed(e);
                 Err(tries.conclude_read())
             }
+        }
+    }
+
+    fn node_at(&self, endpoint: &str) -> Result<Arc<Node>, ClientError> {
+        let url = endpoint.trim_end_matches('/');
+        match self.map().nodes().iter().find(|n| n.url == url) {
+            Some(node) => Ok(node.clone()),
+            None => Node::open(endpoint, &self.inner.config),
         }
     }
 

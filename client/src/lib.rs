@@ -41,9 +41,11 @@ pub use event::{
 };
 pub use nodes::partition_of;
 pub use ringfold_proto::v1::{
-    BootstrapRequest, BootstrapResponse, Member, MemberState, NodeStatusResponse as NodeStatus,
-    Partition, RecordedEvent, Reducer, Replica, ReplicaState, ReplicaStatus, SafeToStopResponse,
-    State, StateError, StreamInfo, TopologyResponse as Topology, TransferLeadersResponse,
+    BootstrapRequest, BootstrapResponse, Liveness, Member, MemberState, MembershipChange,
+    MembershipChangeKind, MembershipChangesResponse as MembershipNews, MembershipEntry,
+    MembershipListResponse as Membership, NodeFacts, NodeStatusResponse as NodeStatus, Partition,
+    RecordedEvent, Reducer, Replica, ReplicaState, ReplicaStatus, SafeToStopResponse, State,
+    StateError, StreamInfo, TopologyResponse as Topology, TransferLeadersResponse,
 };
 pub use ringfold_proto::v1::{
     DrainProgress, Move, MoveReason, RebalancePlanResponse as RebalancePlan,

@@ -419,7 +419,7 @@ impl MetaGroup for Cluster {
 
     async fn transfer(&self, to: ReplicaId) -> Result<(), String> {
         let request = Request::Transfer { group: GroupId::META, to };
-        (self.raft.sender)(request).map_err(|_| "the node is overloaded".into())
+        (self.raft.sender)(request, None).map_err(|_| "the node is overloaded".into())
     }
 }
 

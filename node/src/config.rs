@@ -1,7 +1,9 @@
 //! The node's settings: one table, read from a file, the environment and flags, later ones winning.
 //! All faults are found and told at once. docs/settings.md is made from the table.
+mod secret;
 mod table;
 
+pub use secret::Secret;
 pub use table::{Kind, SETTINGS, Setting, SettingDefault};
 
 use serde_json::Value;
@@ -17,9 +19,17 @@ pub struct Settings {
     pub name: String,
     pub client_listen: SocketAddr,
     pub peer_listen: SocketAddr,
+    pub gossip_listen: SocketAddr,
     pub client_url: String,
     pub peer_address: String,
     pub seeds: Vec<String>,
+    /// Empty: to be found out.
+    pub gossip_advertise: String,
+    pub gossip_key_file: String,
+    /// From a file or not; empty: there is no gossip.
+    pub gossip_key: Secret,
+    pub gossip_previous_key_file: String,
+    pub gossip_previous_key: Secret,
     pub zone: String,
     pub tick_ms: u64,
     pub heartbeat_ticks: usize,
@@ -130,9 +140,14 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, ConfigError> {
             }
         };
         if !s.set(&mut settings, &value) {
-            faults.push(format!("{} ({source}): {value:?} is not {}", s.name, s.allowed));
+            let value = match s.kind {
+                Kind::Secret => "what is given".to_owned(),
+                _ => format!("{value:?}"),
+            };
+            faults.push(format!("{} ({source}): {value} is not {}", s.name, s.allowed));
         }
     }
+    secret::read_keys(&mut settings, sources, &mut faults);
     if faults.is_empty() {
         complete(&mut settings, sources.host_name);
         check_together(&settings, &mut faults);
@@ -219,6 +234,9 @@ fn read_file(sources: &Sources<'_>, path: &Path, given: &mut Given, faults: &mut
         match (text_of(s.kind, &value), &value) {
             (Some(text), _) => _ = given.insert(s.name, (text, source.clone())),
             (None, Value::Null) => {}
+            (None, _) if s.kind == Kind::Secret => {
+                faults.push(format!("{key} ({source}): it is not a text: put it in quotes"))
+            }
             (None, _) if s.kind == Kind::Text && !value.is_array() && !value.is_object() => {
                 faults.push(format!("{key} ({source}): {value} is not a text: put it in quotes"))
             }

@@ -4,21 +4,22 @@ use crate::api::node::Rebalancer;
 use crate::cluster::Cluster;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::meta::propose;
+use crate::meta::rebalance::fence::{self, Act, STEP_FAILED};
+use crate::meta::rebalance::report::replica_report;
 use crate::meta::rebalance::{Host, Rebalance};
 use crate::meta::replicas::forgotten_replicas;
 use crate::partition::Reader;
 use crate::partition::apply::MetaOutcome;
 use crate::peer::control::{ControlError, PeerClient, refusal};
 use crate::peer::frame::Kind;
-use crate::raft::driver::{GroupFacts, Input, MembershipChange};
+use crate::raft::driver::{GroupFacts, Input};
 use crate::raft::handle::{ProposeError, Request, Role};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream;
 use parking_lot::Mutex;
-use ringfold_proto::internal::step::Kind as StepKind;
 use ringfold_proto::internal::{
-    LeaderReport, MetaCommand, MetaState, Refusal, ReplicaReport, ReportAnswer, Step, Swap,
+    MetaCommand, MetaState, Refusal, ReplicaReport, ReportAnswer, Step,
 };
 use ringfold_proto::v1;
 use std::collections::{BTreeSet, HashMap};
@@ -32,11 +33,6 @@ const REPORT_TIMEOUT: Duration = Duration::from_millis(1_500);
 const REPORTS_AT_ONCE: usize = 64;
 /// For a membership change to be applied, or a read index to be confirmed.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Reasons of refused steps.
-pub const STALE_STEP: &str = "STALE_STEP";
-pub const NOT_LEADER: &str = "NOT_LEADER";
-pub const STEP_FAILED: &str = "STEP_FAILED";
 
 impl Cluster {
     /// What this node has.
@@ -54,15 +50,8 @@ impl Cluster {
             .enumerate()
             .filter(|(_, v)| v.group != GroupId::META)
             .map(|(i, v)| {
-                let facts = facts.get(&(v.group, v.replica));
-                ReplicaReport {
-                    group: v.group.0,
-                    replica_id: v.replica.0,
-                    closed: v.status.read().role == Role::Closed,
-                    bytes: sizes.get(i).copied().unwrap_or(0),
-                    applied_index: v.applied.borrow().index,
-                    leads: facts.filter(|f| f.is_leader).map(leader_report),
-                }
+                let bytes = sizes.get(i).copied().unwrap_or(0);
+                replica_report(v, bytes, facts.get(&(v.group, v.replica)))
             })
             .collect();
         replicas.sort_unstable_by_key(|r| r.group);
@@ -88,38 +77,13 @@ impl Cluster {
     /// Takes one step for a group that this node leads.
     pub async fn take_step(&self, step: Step) -> Result<(), Refusal> {
         let own_epoch = self.meta.borrow().epoch;
-        if step.epoch < own_epoch {
-            return Err(refusal(
-                STALE_STEP,
-                format!("planned on epoch {}, and the placement is at {own_epoch}", step.epoch),
-            ));
-        }
-        let group = GroupId(step.group);
-        if group == GroupId::META {
-            return Err(refusal(STEP_FAILED, "the meta group is not moved by steps"));
-        }
-        let planned_on = step.membership_index;
-        let change = match step.kind {
-            Some(StepKind::AddLearner(l)) => {
-                MembershipChange::AddLearner(ReplicaId(l.replica_id), NodeId(l.node_id))
+        let (group, planned_on) = (GroupId(step.group), step.membership_index);
+        let change = match fence::accept(&step, own_epoch)? {
+            Act::Change(change) => change,
+            Act::HandOver(to) => return self.hand_over(group, planned_on, to).await,
+            Act::ConfirmWithout(replica) => {
+                return self.confirm_without(group, planned_on, replica).await;
             }
-            Some(StepKind::Swap(Swap { promote, remove: 0 })) => {
-                MembershipChange::Promote(ReplicaId(promote))
-            }
-            Some(StepKind::Swap(Swap { promote: 0, remove })) => {
-                MembershipChange::Remove(ReplicaId(remove))
-            }
-            Some(StepKind::Swap(Swap { promote, remove })) => {
-                MembershipChange::Swap { promote: ReplicaId(promote), remove: ReplicaId(remove) }
-            }
-            Some(StepKind::LeaveJoint(_)) => MembershipChange::LeaveJoint,
-            Some(StepKind::TransferLeaderTo(to)) => {
-                return self.hand_over(group, planned_on, ReplicaId(to)).await;
-            }
-            Some(StepKind::ConfirmWithout(replica)) => {
-                return self.confirm_without(group, planned_on, ReplicaId(replica)).await;
-            }
-            None => return Err(refusal("UNKNOWN_STEP", "this node does not know the step")),
         };
         let (reply, changed) = oneshot::channel();
         let planned_on = Some(planned_on);
@@ -134,19 +98,7 @@ impl Cluster {
     async fn led(&self, group: GroupId, planned_on: u64) -> Result<GroupFacts, Refusal> {
         let (reply, facts) = oneshot::channel();
         (self.input)(Input::Facts { group, reply });
-        let facts = facts.await.ok().flatten().filter(|f| f.is_leader);
-        let facts =
-            facts.ok_or_else(|| refusal(NOT_LEADER, "this node does not lead the group"))?;
-        if facts.membership_index != planned_on {
-            return Err(refusal(
-                STALE_STEP,
-                format!(
-                    "planned on the membership of entry {planned_on}, and the group is at that of {}",
-                    facts.membership_index
-                ),
-            ));
-        }
-        Ok(facts)
+        fence::led(facts.await.ok().flatten(), planned_on)
     }
 
     async fn hand_over(
@@ -156,7 +108,7 @@ impl Cluster {
         to: ReplicaId,
     ) -> Result<(), Refusal> {
         self.led(group, planned_on).await?;
-        let _ = (self.raft.sender)(Request::Transfer { group, to });
+        let _ = (self.raft.sender)(Request::Transfer { group, to }, None);
         let lead = || {
             let view = self.raft.replica(group);
             view.is_some_and(|v| v.status.read().role == Role::Leader)
@@ -171,30 +123,20 @@ impl Cluster {
         Ok(())
     }
 
-    /// The read index comes between two looks: whoever confirmed it knew this membership as the last
-    /// one committed, and no change was under way.
     async fn confirm_without(
         &self,
         group: GroupId,
         planned_on: u64,
         replica: ReplicaId,
     ) -> Result<(), Refusal> {
-        let is_final = |facts: &GroupFacts| {
-            !facts.change_pending
-                && !facts.membership.is_joint()
-                && !facts.membership.contains(replica)
-        };
-        let not_final = || refusal(STEP_FAILED, format!("{replica} may still be in the group"));
         let before = self.led(group, planned_on).await?;
-        if !is_final(&before) {
-            return Err(not_final());
-        }
+        fence::is_without(&before, replica)?;
         match tokio::time::timeout(STEP_TIMEOUT, self.raft.read_index(group)).await {
             Ok(Ok(Ok(()))) => {}
             _ => return Err(refusal(STEP_FAILED, "the read index is not confirmed in time")),
         }
         let after = self.led(group, planned_on).await?;
-        if is_final(&after) && after.term == before.term { Ok(()) } else { Err(not_final()) }
+        fence::is_confirmed_without(&before, &after, replica)
     }
 
     /// Destroys this node's replicas that the meta group has forgotten.
@@ -323,17 +265,5 @@ impl Rebalancer for PlanHooks {
     ) -> BoxFuture<'static, Result<MetaOutcome, ProposeError>> {
         let raft = self.cluster.raft.clone();
         Box::pin(async move { propose(&raft, &command).await })
-    }
-}
-
-fn leader_report(f: &GroupFacts) -> LeaderReport {
-    LeaderReport {
-        term: f.term,
-        membership: Some(f.membership.to_proto()),
-        membership_index: f.membership_index,
-        last_index: f.last_index,
-        commit_index: f.commit_index,
-        matched: f.matched.iter().map(|(r, i)| (*r, *i)).collect(),
-        change_pending: f.change_pending,
     }
 }

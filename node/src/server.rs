@@ -5,6 +5,7 @@ use crate::api::validate::Limits;
 use crate::cluster::{Cluster, Hooks};
 use crate::config::Settings;
 use crate::disk::{self, DiskError};
+use crate::gossip::{self, Gossip};
 use crate::identity::{self, IdentityError};
 use crate::ids::{NodeId, ReplicaId};
 use crate::meta::join::JoinError;
@@ -96,6 +97,13 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
     let identity = identity::load_or_create(&dir)?;
     let client_listener = listen("client_listen", settings.client_listen).await?;
     let peer_listener = listen("peer_listen", settings.peer_listen).await?;
+    let gossip_socket = gossip::bind(&settings).await.map_err(|source| RunError::Listen {
+        setting: "gossip_listen",
+        address: settings.gossip_listen,
+        source,
+    })?;
+    let gossip_counters: Arc<gossip::transport::Counters> = Arc::default();
+    let members: Arc<gossip::membership::Membership> = Arc::default();
 
     let opened = open_log(&dir, &identity);
     let (meta_sender, meta) = watch::channel(Arc::new(MetaState::default()));
@@ -163,7 +171,14 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
         meta: meta.clone(),
         info: OnceLock::new(),
         known: parking_lot::Mutex::new(known),
-        driver_counters: Box::new(move || driver_values(driver_counters.as_deref())),
+        driver_counters: {
+            let gossip = gossip_counters.clone();
+            Box::new(move || {
+                let mut all = driver_values(driver_counters.as_deref());
+                all.extend(gossip.values().into_iter().map(|(name, n)| (name.to_owned(), n)));
+                all
+            })
+        },
         stop: stop.clone(),
         controls: AtomicBool::new(false),
         rebalance: Arc::new(Rebalance::new(RebalanceSettings {
@@ -232,6 +247,17 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
             }
         }));
     }
+    let gossip = Gossip {
+        settings: settings.clone(),
+        socket: gossip_socket,
+        info: info.clone(),
+        raft: raft.clone(),
+        meta: meta.clone(),
+        peers: transport.clone(),
+        membership: members.clone(),
+        counters: gossip_counters,
+    };
+    tasks.spawn(cancellable(&stop, gossip.run()));
     tasks.spawn(disk.clone().run(stop.clone()));
     tasks.spawn(cancellable(&stop, watch_disk(disk, info.clone(), raft.clone())));
     if let Some(w) = opened.watermark.clone() {
@@ -241,6 +267,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
         raft: raft.clone(),
         meta,
         info: info.clone(),
+        members,
         limits: Limits::default(),
         reads: ReadPool::new(settings.read_threads).map_err(RunError::Thread)?,
         router: Router::default(),

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 use ringfold_proto::v1::cluster_client::ClusterClient;
 use ringfold_proto::v1::event_store_client::EventStoreClient;
 use ringfold_proto::v1::{
-    BootstrapRequest, DrainRequest, Member, MemberState, NodeStatusRequest, NodeStatusResponse,
-    RebalancePlanRequest, RebalancePlanResponse, Reducer, RemoveMemberRequest, SafeToStopRequest,
-    SafeToStopResponse, TopologyRequest, TopologyResponse, TransferLeadersRequest,
-    TransferLeadersResponse, UndrainRequest,
+    BootstrapRequest, DrainRequest, Member, MemberState, MembershipListRequest,
+    MembershipListResponse, NodeStatusRequest, NodeStatusResponse, RebalancePlanRequest,
+    RebalancePlanResponse, Reducer, RemoveMemberRequest, SafeToStopRequest, SafeToStopResponse,
+    TopologyRequest, TopologyResponse, TransferLeadersRequest, TransferLeadersResponse,
+    UndrainRequest,
 };
 use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt;
@@ -37,6 +38,7 @@ const LOOPBACK: &str = "127.0.0.1";
 const RPC_MAX: Duration = Duration::from_secs(5);
 /// Exit code of a node that was removed.
 const REMOVED_EXIT: i32 = 5;
+pub const GOSSIP_KEY: &str = "the tests' gossip key, which is no secret";
 /// Below the range that the kernel takes outgoing ports from.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
@@ -130,7 +132,9 @@ pub fn free_ports(n: usize) -> Vec<u16> {
         let next = NEXT.fetch_add(1, Ordering::Relaxed);
         let place = (std::process::id().wrapping_mul(37).wrapping_add(next)) % span;
         let port = PORTS.start + place as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if TcpListener::bind(("127.0.0.1", port)).is_ok()
+            && UdpSocket::bind(("127.0.0.1", port)).is_ok()
+        {
             ports.push(port);
         }
     }
@@ -229,6 +233,8 @@ pub struct Settings {
     pub net: Option<Arc<Net>>,
     /// Data directories elsewhere, by node.
     pub data_dirs: Vec<(usize, PathBuf)>,
+    /// Nodes gossip, on the UDP port with the number of their peer port.
+    pub gossip: bool,
 }
 
 impl Default for Settings {
@@ -241,6 +247,7 @@ impl Default for Settings {
             env: Vec::new(),
             net: None,
             data_dirs: Vec::new(),
+            gossip: true,
         }
     }
 }
@@ -297,6 +304,13 @@ impl Node {
     pub async fn topology(&self) -> Result<TopologyResponse, tonic::Status> {
         let mut admin = self.admin();
         within(admin.topology(timed(TopologyRequest {}, RPC_MAX)), RPC_MAX).await
+    }
+
+    /// # Errors
+    /// The call's own.
+    pub async fn membership(&self) -> Result<MembershipListResponse, tonic::Status> {
+        let mut admin = self.admin();
+        within(admin.membership_list(timed(MembershipListRequest {}, RPC_MAX)), RPC_MAX).await
     }
 
     /// # Errors
@@ -457,9 +471,13 @@ impl LocalCluster {
             .args(["--client-listen", &format!("{}:{}", node.host, node.client_port)])
             .args(["--peer-listen", &format!("{}:{}", node.host, node.peer_port)])
             .args(["--seeds", &seeds.join(",")])
+            .args(["--gossip-listen", &format!("{}:{}", node.host, node.peer_port)])
             .env("RUST_BACKTRACE", "1")
             .envs(self.settings.env.iter().cloned())
             .stdin(Stdio::null());
+        if self.settings.gossip {
+            command.env("RINGFOLD_NODE_GOSSIP_KEY", GOSSIP_KEY);
+        }
         if let Some(shim) = &node.shim {
             shim.preload(&mut command, library(scratch()));
         }

@@ -77,17 +77,35 @@ async fn damaged(seed: u64, closes: Closes, yesterday: bool, damage: impl FnOnce
     history.merge(running.stop().await);
     judge_with_one_closed(&cluster, clock, &load, history).await;
 
-    // It does not come back to life by itself.
+    // What was closed never comes back to life: it is still closed, or rebuilt as another replica.
     cluster.kill(VICTIM);
     cluster.start_node(VICTIM);
-    eventually("the damage is still reported", NOTICED_MAX, || async {
+    let was_closed: Vec<u64> = status
+        .replicas
+        .iter()
+        .filter(|r| r.state == ReplicaState::Closed as i32)
+        .map(|r| r.replica_id)
+        .collect();
+    eventually("what was closed stays closed, or is gone", NOTICED_MAX, || async {
         let status = cluster.status(VICTIM).await;
+        let lives = |r: &&ReplicaStatus| {
+            was_closed.contains(&r.replica_id) && r.state != ReplicaState::Closed as i32
+        };
+        assert_eq!(status.replicas.iter().find(lives), None);
         // Of a log that is gone nobody knows which replicas it had.
+        let lost = closes == Closes::Some || !status.lost_reason.is_empty();
+        let rebuilt = |p: u32| {
+            let of = |r: &&ReplicaStatus| {
+                r.partition == Some(p) && r.state != ReplicaState::Closed as i32
+            };
+            status.replicas.iter().any(|r| of(&r))
+        };
         let closed = status.replicas.iter().any(|r| r.state == ReplicaState::Closed as i32);
-        if closed || status.replicas.is_empty() && !status.lost_reason.is_empty() {
+        let all_rebuilt = (0..cluster.partitions()).all(rebuilt);
+        if lost && (closed || closes == Closes::All || all_rebuilt) {
             Ok(())
         } else {
-            Err(format!("forgotten: {status:?}"))
+            Err(format!("{status:?}"))
         }
     })
     .await;

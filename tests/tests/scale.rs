@@ -1,5 +1,6 @@
 //! The cluster's size changes while writers and readers go on.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // tests
+#![allow(clippy::print_stderr)] // progress
 
 use std::time::Duration;
 
@@ -9,9 +10,9 @@ use ringfold_tests::load::{self, Load, judge};
 
 const REST_MAX: Duration = Duration::from_secs(180);
 const PROGRESS_MAX: Duration = Duration::from_secs(60);
-/// One leader transfer is well within an election timeout; this allows one election on two cores
-/// that also move partitions.
-const OUTAGE_MAX: Duration = Duration::from_secs(5);
+/// An election (1 to 2 s) on two busy cores that also move partitions, and one attempt of a client
+/// (4 s) that waited on a node that ended.
+const OUTAGE_MAX: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_become_five_then_four_then_three_and_no_event_is_lost() {

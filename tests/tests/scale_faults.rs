@@ -1,5 +1,6 @@
 //! Faults while partitions move.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // tests
+#![allow(clippy::print_stderr)] // progress
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
 //! The data directory of `dev`: held by one at a time, remembered, or temporary.
+use super::plan::GOSSIP_KEY_FILE;
 use super::settled::Remembered;
 use crate::error::{CliError, Exit};
 use std::fs::{self, File, TryLockError};
@@ -92,6 +93,23 @@ impl Folder {
         write().map_err(|e| CliError::other(format!("cannot write {}: {e}", file.display())))
     }
 
+    /// Makes the key of the nodes' gossip, once. Only this user can read it.
+    pub fn gossip_key(&self, new_key: &str) -> Result<(), CliError> {
+        let file = self.path.join(GOSSIP_KEY_FILE);
+        let write = || -> io::Result<()> {
+            if fs::metadata(&file).is_ok_and(|m| m.len() > 0) {
+                return Ok(());
+            }
+            // Made for this user alone, as all temporary files are.
+            let mut new = tempfile::NamedTempFile::new_in(&self.path)?;
+            writeln!(new, "{new_key}")?;
+            new.as_file().sync_all()?;
+            new.persist(&file)?;
+            Ok(())
+        };
+        write().map_err(|e| CliError::other(format!("cannot write {}: {e}", file.display())))
+    }
+
     /// Removes a temporary folder and says where that fails.
     pub fn close(self) -> Result<(), CliError> {
         match self.temporary {
@@ -165,6 +183,18 @@ mod tests {
         fs::write(temp.path().join(FILE), "{").unwrap();
         let error = folder.remembered().unwrap_err();
         assert!(error.message.contains("dev.json"), "{error:?}");
+    }
+
+    #[test]
+    fn a_gossip_key_is_made_once_and_for_this_user_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let temp = tempfile::tempdir().unwrap();
+        let folder = Folder::open(Some(temp.path())).unwrap();
+        folder.gossip_key("first").unwrap();
+        folder.gossip_key("second").unwrap();
+        let file = temp.path().join(GOSSIP_KEY_FILE);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "first\n");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

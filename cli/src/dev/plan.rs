@@ -8,6 +8,8 @@ pub const NODES_MAX: u32 = 20;
 /// Ports of a node: clients, peers, gossip, HTTP; the next node's begin ten higher.
 pub const PORTS_STEP: u32 = 10;
 pub const PORTS_USED: u32 = 4;
+/// In the data directory.
+pub const GOSSIP_KEY_FILE: &str = "gossip.key";
 
 /// Three replicas where there are three nodes, else one: two would stop when either does.
 pub fn replication_factor(nodes: u32) -> u32 {
@@ -21,6 +23,10 @@ pub struct NodePlan {
     pub name: String,
     pub client_port: u16,
     pub peer_port: u16,
+    /// UDP.
+    pub gossip_port: u16,
+    /// Where all nodes have their gossip key from.
+    pub gossip_key_file: PathBuf,
     pub data_dir: PathBuf,
     pub log_file: PathBuf,
     /// host:port of the other nodes.
@@ -39,11 +45,14 @@ impl NodePlan {
     /// Flags of `ringfold-node`.
     pub fn args(&self) -> Vec<OsString> {
         let client_listen = format!("127.0.0.1:{}", self.client_port);
-        let pairs: [(&str, OsString); 7] = [
+        let gossip_listen = format!("127.0.0.1:{}", self.gossip_port);
+        let pairs: [(&str, OsString); 9] = [
             ("--data-dir", self.data_dir.clone().into()),
             ("--name", self.name.clone().into()),
             ("--client-listen", client_listen.into()),
             ("--peer-listen", self.peer_address().into()),
+            ("--gossip-listen", gossip_listen.into()),
+            ("--gossip-key-file", self.gossip_key_file.clone().into()),
             ("--client-url", self.endpoint().into()),
             ("--peer-address", self.peer_address().into()),
             ("--seeds", self.seeds.join(",").into()),
@@ -66,6 +75,8 @@ pub fn nodes(settled: &Remembered, data: &Path) -> Vec<NodePlan> {
             name: node_name(number),
             client_port: port(number, 0),
             peer_port: port(number, 1),
+            gossip_port: port(number, 2),
+            gossip_key_file: data.join(GOSSIP_KEY_FILE),
             data_dir: data.join(node_name(number)),
             log_file: data.join(format!("{}.log", node_name(number))),
             seeds: (settled.numbers.iter().copied())
@@ -127,6 +138,9 @@ mod tests {
         assert_eq!(plan[2].peer_address(), "127.0.0.1:2621");
         assert_eq!(plan[1].seeds, ["127.0.0.1:2601", "127.0.0.1:2621"]);
         let args = plan[0].args();
+        let at = args.iter().position(|a| a == "--gossip-listen").unwrap();
+        assert_eq!(args[at + 1], "127.0.0.1:2602");
+        assert!(args.iter().any(|a| a == "/d/gossip.key"));
         let at = args.iter().position(|a| a == "--seeds").unwrap();
         assert_eq!(args[at + 1], "127.0.0.1:2611,127.0.0.1:2621");
         assert!(args.iter().any(|a| a == "/d/node-0"));

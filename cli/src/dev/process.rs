@@ -4,7 +4,7 @@ use crate::error::{CliError, Exit};
 use rustix::process::{Pid, Signal};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -47,8 +47,17 @@ pub fn node_binary() -> Result<PathBuf, CliError> {
 /// Refuses ports that others listen on, before anything is started.
 pub fn check_ports(nodes: &[NodePlan]) -> Result<(), CliError> {
     for node in nodes {
-        for (port, whom) in [(node.client_port, "clients"), (node.peer_port, "peers")] {
-            if let Err(e) = TcpListener::bind(("127.0.0.1", port)) {
+        let listen = |port| TcpListener::bind(("127.0.0.1", port)).map(drop);
+        for (port, whom, bound) in [
+            (node.client_port, "clients", listen(node.client_port)),
+            (node.peer_port, "peers", listen(node.peer_port)),
+            (
+                node.gossip_port,
+                "gossip, UDP",
+                UdpSocket::bind(("127.0.0.1", node.gossip_port)).map(drop),
+            ),
+        ] {
+            if let Err(e) = bound {
                 return Err(CliError::new(
                     Exit::Other,
                     format!("port {port} (of {}, for {whom}) cannot be used: {e}", node.name),
@@ -113,6 +122,9 @@ pub struct End {
     pub message: String,
 }
 
+/// Where tokio reads how many threads it may start.
+const WORKERS_VARIABLE: &str = "TOKIO_WORKER_THREADS";
+
 /// The running nodes.
 #[derive(Default)]
 pub struct Nodes(Vec<Node>);
@@ -122,13 +134,19 @@ impl Nodes {
     pub fn start(plans: &[NodePlan], binary: &Path) -> Result<Self, CliError> {
         let mut nodes = Self::default();
         for plan in plans {
-            nodes.add(plan, binary)?;
+            nodes.spawn(plan, binary, plans.len())?;
         }
         Ok(nodes)
     }
 
     /// Starts one more. Call it from the main thread.
     pub fn add(&mut self, plan: &NodePlan, binary: &Path) -> Result<(), CliError> {
+        let sharing = self.0.iter().filter(|n| !n.ended).count() + 1;
+        self.spawn(plan, binary, sharing)
+    }
+
+    /// `sharing`: so many nodes have the machine's cores between them, itself included.
+    fn spawn(&mut self, plan: &NodePlan, binary: &Path, sharing: usize) -> Result<(), CliError> {
         let failed = |what: &str, e: io::Error| {
             CliError::other(format!("cannot start {}: {what}: {e}", plan.name))
         };
@@ -149,6 +167,11 @@ impl Nodes {
             // Ctrl-C is for us: nodes are ended in order, not all at once by the terminal.
             .process_group(0)
             .kill_on_drop(true);
+        if std::env::var_os(WORKERS_VARIABLE).is_none() {
+            // Threads beyond the cores would only take turns.
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            command.env(WORKERS_VARIABLE, (cores / sharing).max(1).to_string());
+        }
         dies_with_us(&mut command, Signal::KILL);
         let child = command.spawn().map_err(|e| failed(&binary.display().to_string(), e))?;
         self.0.push(Node { plan: plan.clone(), child, log_start, ended: false, leaving: None });
@@ -293,92 +316,4 @@ pub fn log_tail(path: &Path, from: u64) -> io::Result<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn plan(folder: &Path) -> NodePlan {
-        NodePlan {
-            number: 0,
-            name: "node-0".into(),
-            client_port: 1,
-            peer_port: 2,
-            data_dir: folder.join("d"),
-            log_file: folder.join("node-0.log"),
-            seeds: vec![],
-        }
-    }
-
-    /// A stand-in for `ringfold-node`.
-    fn script(folder: &Path, text: &str) -> PathBuf {
-        use std::os::unix::fs::PermissionsExt;
-        let path = folder.join("script");
-        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        path
-    }
-
-    #[tokio::test]
-    async fn a_node_that_dies_is_told_with_the_end_of_this_runs_log() {
-        let folder = tempfile::tempdir().unwrap();
-        let plan = plan(folder.path());
-        std::fs::write(&plan.log_file, "from an earlier run\n").unwrap();
-        let binary = script(folder.path(), "echo what went wrong >&2; exit 4");
-        let mut nodes = Nodes::start(&[plan], &binary).unwrap();
-        let death = nodes.next_end().await;
-        assert!(death.message.starts_with("node-0 "), "{}", death.message);
-        assert!(death.message.contains("exit status: 4"), "{}", death.message);
-        assert!(death.message.contains("what went wrong"), "{}", death.message);
-        assert!(!death.message.contains("earlier"), "{}", death.message);
-        assert!(!nodes.any_left());
-    }
-
-    #[tokio::test]
-    async fn nodes_end_when_asked_and_are_killed_when_they_do_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let polite = script(folder.path(), "trap 'exit 0' TERM; while :; do sleep 0.05; done");
-        let mut nodes = Nodes::start(&[plan(folder.path())], &polite).unwrap();
-        // Let it set its trap.
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let complaints = nodes.stop(std::future::pending()).await;
-        assert_eq!(complaints, Vec::<String>::new());
-
-        let deaf = script(folder.path(), "trap '' TERM; while :; do sleep 0.05; done");
-        let mut nodes = Nodes::start(&[plan(folder.path())], &deaf).unwrap();
-        let pid = Pid::from_raw(nodes.pid(0).unwrap() as i32).unwrap();
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let complaints = nodes.stop(std::future::ready(())).await;
-        assert_eq!(complaints, ["node-0 did not end and was killed"]);
-        assert!(rustix::process::test_kill_process(pid).is_err());
-    }
-
-    #[tokio::test]
-    async fn a_removed_node_ends_without_a_fault_and_is_forgotten() {
-        let folder = tempfile::tempdir().unwrap();
-        let removed = script(folder.path(), "exit 5");
-        let mut nodes = Nodes::start(&[plan(folder.path())], &removed).unwrap();
-        let end = nodes.next_end().await;
-        assert!(end.is_removed, "{end:?}");
-        assert!(!nodes.any_left());
-        assert!(!nodes.expect_end(0, STOP_WITHIN));
-    }
-
-    #[tokio::test]
-    async fn a_removed_node_that_stays_is_ended() {
-        let folder = tempfile::tempdir().unwrap();
-        let deaf = script(folder.path(), "trap '' TERM; while :; do sleep 0.1; done");
-        let mut nodes = Nodes::start(&[plan(folder.path())], &deaf).unwrap();
-        assert!(nodes.expect_end(0, Duration::from_millis(100)));
-        assert!(nodes.next_end().await.is_removed);
-        assert!(!nodes.any_left());
-    }
-
-    #[test]
-    fn a_port_in_use_is_named() {
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut plan = plan(Path::new("/d"));
-        plan.client_port = taken.local_addr().unwrap().port();
-        let error = check_ports(&[plan.clone()]).unwrap_err();
-        assert!(error.message.contains(&plan.client_port.to_string()), "{error:?}");
-        assert!(error.message.contains("node-0"), "{error:?}");
-    }
-}
+mod tests;

@@ -345,4 +345,30 @@ impl Cluster for Fake {
     ) -> Answer<RemoveMemberResponse> {
         self.moves.remove(request.into_inner().node_id).map(Response::new)
     }
+
+    async fn membership_list(
+        &self,
+        _: Request<MembershipListRequest>,
+    ) -> Answer<MembershipListResponse> {
+        Ok(Response::new(MembershipListResponse {
+            cluster_id: "c".into(),
+            node_id: 1,
+            gossips: true,
+            members: vec![MembershipEntry {
+                member: Some(Member { node_id: 1, ..Member::default() }),
+                liveness: Liveness::Live as i32,
+                since_unix_ms: 7,
+                facts: None,
+            }],
+            sequence: 1,
+        }))
+    }
+
+    type MembershipChangesStream = stream::Empty<Result<MembershipChangesResponse, Status>>;
+    async fn membership_changes(
+        &self,
+        _: Request<MembershipChangesRequest>,
+    ) -> Answer<Self::MembershipChangesStream> {
+        Err(Status::unimplemented("fake"))
+    }
 }

@@ -180,6 +180,8 @@ async fn a_cluster_is_shown() {
     let status = run(&fake, &["status"], "").await;
     assert_eq!(status.code, 0, "{}", status.err);
     assert_eq!(status.lines()[0]["answers"], true);
+    assert_eq!(status.lines()[0]["gossip"], "live");
+    assert_eq!(status.lines()[0]["gossip_since_unix_ms"], 7);
     let topology = run(&fake, &["topology"], "").await;
     let kinds: Vec<_> = topology.lines().iter().map(|l| l["kind"].clone()).collect();
     assert_eq!(kinds, ["cluster", "member", "partition"]);

@@ -447,6 +447,22 @@ impl Cluster for Service {
             _ => Ok(Response::new(Default::default())),
         }
     }
+
+    async fn membership_list(
+        &self,
+        _: Request<v1::MembershipListRequest>,
+    ) -> Result<Response<v1::MembershipListResponse>, Status> {
+        Err(Status::unimplemented("fake"))
+    }
+
+    type MembershipChangesStream =
+        futures::stream::Empty<Result<v1::MembershipChangesResponse, Status>>;
+    async fn membership_changes(
+        &self,
+        _: Request<v1::MembershipChangesRequest>,
+    ) -> Result<Response<Self::MembershipChangesStream>, Status> {
+        Err(Status::unimplemented("fake"))
+    }
 }
 
 pub struct FakeCluster {

@@ -1,4 +1,5 @@
 //! The `Cluster` service.
+mod membership;
 mod rebalance;
 mod safety;
 
@@ -11,7 +12,7 @@ use crate::meta::replicas::target_of;
 use crate::partition::store::AppliedMark;
 use crate::raft::handle::{ReplicaView, Role, TransferOutcome};
 use bytes::Bytes;
-use futures::stream::{self, StreamExt};
+use futures::stream::{self, BoxStream, StreamExt};
 use ringfold_proto::internal::{MetaMember, MetaPartition};
 use ringfold_proto::v1;
 use ringfold_proto::v1::cluster_server::Cluster;
@@ -156,6 +157,24 @@ impl Cluster for Clusters {
         let call = Call::of(request.metadata())?;
         rebalance::remove(&self.node, &call, request.into_inner()).await
     }
+
+    async fn membership_list(
+        &self,
+        _: Request<v1::MembershipListRequest>,
+    ) -> Result<Response<v1::MembershipListResponse>, Status> {
+        Ok(Response::new(membership::list(&self.node, self.node.members.list())))
+    }
+
+    type MembershipChangesStream =
+        BoxStream<'static, Result<v1::MembershipChangesResponse, Status>>;
+
+    async fn membership_changes(
+        &self,
+        request: Request<v1::MembershipChangesRequest>,
+    ) -> Result<Response<Self::MembershipChangesStream>, Status> {
+        let call = Call::of(request.metadata())?;
+        Ok(Response::new(membership::changes(self.node.clone(), call)?))
+    }
 }
 
 impl Clusters {
@@ -171,15 +190,6 @@ impl Clusters {
         let info = &node.info;
         let me = info.node_id();
         let meta = node.meta.borrow().clone();
-        let member = |m: &MetaMember| v1::Member {
-            node_id: m.node_id,
-            name: m.name.clone(),
-            client_url: m.client_url.clone(),
-            peer_address: m.peer_address.clone(),
-            zone: m.zone.clone(),
-            state: m.state as i32,
-            reachable: m.node_id == me.0 || info.hooks.reachable(NodeId(m.node_id)),
-        };
         let partition = |(p, placed): (usize, &MetaPartition)| {
             let p = p as u32;
             let view = node.raft.replica(GroupId::of_partition(p));
@@ -204,7 +214,7 @@ impl Clusters {
             feature_level: meta.feature_level,
             partitions: meta.partitions,
             replication_factor: meta.replication_factor,
-            members: meta.members.iter().map(member).collect(),
+            members: meta.members.iter().map(|m| member(node, m)).collect(),
             partition_map: meta.placement.iter().enumerate().map(partition).collect(),
             meta_leader_node_id: meta_leader.map_or(0, |n| n.0),
             meta_voter_node_ids: info.hooks.meta_voters().into_iter().map(|n| n.0).collect(),
@@ -266,6 +276,19 @@ impl Clusters {
             statuses.extend(answer);
         }
         Ok(statuses)
+    }
+}
+
+fn member(node: &Node, m: &MetaMember) -> v1::Member {
+    let info = &node.info;
+    v1::Member {
+        node_id: m.node_id,
+        name: m.name.clone(),
+        client_url: m.client_url.clone(),
+        peer_address: m.peer_address.clone(),
+        zone: m.zone.clone(),
+        state: m.state as i32,
+        reachable: m.node_id == info.node_id().0 || info.hooks.reachable(NodeId(m.node_id)),
     }
 }
 

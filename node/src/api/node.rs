@@ -2,6 +2,7 @@
 use super::errors::ApiError;
 use super::read_pool::ReadPool;
 use super::validate::Limits;
+use crate::gossip::membership::Membership as MemberView;
 use crate::ids::NodeId;
 use crate::partition::apply::MetaOutcome;
 use crate::raft::handle::{ProposeError, RaftHandle};
@@ -22,6 +23,8 @@ pub struct Node {
     /// State of the meta group as this node has applied it.
     pub meta: watch::Receiver<Arc<MetaState>>,
     pub info: Arc<NodeInfo>,
+    /// The members, as this node sees them.
+    pub members: Arc<MemberView>,
     pub limits: Limits,
     pub reads: ReadPool,
     pub router: Router,

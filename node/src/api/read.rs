@@ -54,7 +54,11 @@ pub fn lookup_at_once(
         return Ok(None);
     }
     match freshness.consistency {
-        Consistency::Stale if view.status.read().role != Role::Closed => {
+        // A learner may have nothing yet, nor has a replica that was just made.
+        Consistency::Stale
+            if !matches!(view.status.read().role, Role::Closed | Role::Learner)
+                && view.applied.borrow().index > 0 =>
+        {
             view.reader.stream_cached(stream)
         }
         Consistency::Lease if view.lease_is_valid() => {

@@ -64,6 +64,8 @@ impl Partition {
                 replica: ReplicaId(u64::from(partition) * 2 + node as u64 + 1),
                 reader: machine.reader(),
                 applied: watch::Sender::new(Applied::default()),
+                entry_in_flight: false.into(),
+                read_in_flight: false.into(),
                 unflushed_bytes: AtomicU64::new(0),
                 lease_until_ns: AtomicU64::new(0),
                 directory: 1.into(),
@@ -159,7 +161,7 @@ fn raft(
     let views: HashMap<_, _> =
         partitions.iter().map(|p| (p.views[me].group, p.views[me].clone())).collect();
     let partitions = partitions.to_vec();
-    let sender = move |request| {
+    let sender = move |request: Request, _: Option<&ReplicaView>| {
         let leads = |group: GroupId| {
             let p = group.partition().unwrap();
             (leader(p) == me && !deposed.load(Ordering::Relaxed)).then(|| &partitions[p as usize])
@@ -224,6 +226,7 @@ async fn cluster_of(members: bool) -> TestCluster {
                 stopping: CancellationToken::new(),
                 hooks: Box::new(Hooks),
             }),
+            members: Arc::default(),
             limits: Limits::default(),
             reads: ReadPool::new(1).unwrap(),
             router: Router::default(),
@@ -640,7 +643,7 @@ async fn while_nobody_leads_calls_wait_and_a_forwarded_one_is_refused_at_once() 
     for via in 0..2 {
         let mut client = cluster.client(via).await;
         let late =
-            cluster.service(via).append(with_timeout(append(&stream, 1, None), "200m")).await;
+            cluster.service(via).append(with_timeout(append(&stream, 1, None), "1500m")).await;
         assert_eq!(reason(&late.unwrap_err()), "NO_LEADER");
         let mut forwarded = Call::new(lookup(&stream, v1::Consistency::Linearizable));
         forwarded.metadata_mut().insert("ringfold-forwarded", "1".parse().unwrap());

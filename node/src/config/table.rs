@@ -1,4 +1,5 @@
 //! The table of settings.
+use super::secret::{Secret, is_key};
 use super::{LogFormat, Settings};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
@@ -18,6 +19,8 @@ pub struct Setting {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Text,
+    /// A text that errors do not repeat.
+    Secret,
     Number,
     Bytes,
     /// In a file a YAML list, elsewhere separated by commas.
@@ -36,6 +39,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Text => "text",
+            Kind::Secret => "secret",
             Kind::Number => "number",
             Kind::Bytes => "bytes",
             Kind::List => "list",
@@ -62,6 +66,7 @@ impl Setting {
 }
 
 const LISTEN: &str = "an IP address and a port, like 0.0.0.0:2600";
+const KEY: &str = "32 to 1024 bytes of text, as from `openssl rand -hex 32`";
 const TEXT: &str = "at most 255 bytes without control characters";
 
 #[rustfmt::skip] // one setting, one block of lines
@@ -99,6 +104,31 @@ pub const SETTINGS: &[Setting] = &[
             s.seeds = v.split(',').map(str::trim).filter(|a| !a.is_empty()).map(Into::into).collect();
             s.seeds.len() <= 32 && s.seeds.iter().all(|a| is_address(a))
         } },
+    Setting { name: "gossip_listen", kind: Kind::Text, default: SettingDefault::Value("0.0.0.0:2602"),
+        allowed: LISTEN,
+        doc: "Where other nodes' gossip is listened for, by UDP; others' gossip ports are taken to lie as far from their peer ports",
+        set: |s, v| listen(v, &mut s.gossip_listen) },
+    Setting { name: "gossip_advertise", kind: Kind::Text,
+        default: SettingDefault::Computed("`<gossip_listen>`, with the address that leads to the seeds for 0.0.0.0"),
+        allowed: "a host and a port, like host:2602",
+        doc: "Where other nodes reach gossip_listen",
+        set: |s, v| { s.gossip_advertise = v.into(); is_address(v) } },
+    Setting { name: "gossip_key_file", kind: Kind::Text, default: SettingDefault::Value(""),
+        allowed: "a file",
+        doc: "File with the key that gossip is sealed with, the same on all nodes; without a key the node does not gossip",
+        set: |s, v| { s.gossip_key_file = v.into(); is_text(v) } },
+    Setting { name: "gossip_key", kind: Kind::Secret, default: SettingDefault::Computed("from gossip_key_file"),
+        allowed: KEY,
+        doc: "The key itself, where there is no file; other users of the machine can see flags",
+        set: |s, v| { s.gossip_key = Secret::new(v); is_key(v) } },
+    Setting { name: "gossip_previous_key_file", kind: Kind::Text, default: SettingDefault::Value(""),
+        allowed: "a file",
+        doc: "File with the key before that, accepted and used as well: restart all nodes with both, then all without it",
+        set: |s, v| { s.gossip_previous_key_file = v.into(); is_text(v) } },
+    Setting { name: "gossip_previous_key", kind: Kind::Secret, default: SettingDefault::Computed("from gossip_previous_key_file"),
+        allowed: KEY,
+        doc: "That key itself",
+        set: |s, v| { s.gossip_previous_key = Secret::new(v); is_key(v) } },
     Setting { name: "zone", kind: Kind::Text, default: SettingDefault::Value(""),
         allowed: TEXT,
         doc: "Failure domain: replicas spread over zones first",
@@ -173,9 +203,15 @@ pub(super) fn blank() -> Settings {
         name: String::new(),
         client_listen: nowhere,
         peer_listen: nowhere,
+        gossip_listen: nowhere,
         client_url: String::new(),
         peer_address: String::new(),
         seeds: Vec::new(),
+        gossip_advertise: String::new(),
+        gossip_key_file: String::new(),
+        gossip_key: Secret::default(),
+        gossip_previous_key_file: String::new(),
+        gossip_previous_key: Secret::default(),
         zone: String::new(),
         tick_ms: 0,
         heartbeat_ticks: 0,

@@ -120,6 +120,8 @@ fn each_value_is_checked() {
         ("--peer-address", ":2601"),
         ("--peer-address", "http://host:2601"),
         ("--seeds", "a:1,b:70000"),
+        ("--gossip-listen", "0.0.0.0"),
+        ("--gossip-advertise", "host"),
         ("--zone", "a\nb"),
         ("--tick-ms", "1.5"),
         ("--heartbeat-ticks", "0"),
@@ -202,4 +204,55 @@ fn docs_settings_md_is_made_from_the_table() {
         "docs/settings.md is not what the table says: \
          RINGFOLD_WRITE_DOCS=1 cargo test -p ringfold-node config"
     );
+}
+
+const KEY: &str = "0123456789abcdef0123456789abcdef";
+
+#[test]
+fn keys_come_from_files_or_directly() {
+    let files = [
+        ("/key", "0123456789abcdef0123456789abcdef\n"),
+        ("/old", "previous-previous-previous-previous "),
+    ];
+    let args = ["--data-dir=/d", "--gossip-key-file=/key", "--gossip-previous-key-file=/old"];
+    let s = settings(&Given { args: &args, files: &files, ..NOTHING });
+    assert_eq!(s.gossip_key.text(), KEY);
+    assert_eq!(s.gossip_previous_key.text(), "previous-previous-previous-previous");
+    assert!(!format!("{s:?}").contains(KEY), "a key is never shown");
+    let s = settings(&Given {
+        args: &["--data-dir=/d"],
+        env: &[("RINGFOLD_NODE_GOSSIP_KEY", KEY)],
+        ..NOTHING
+    });
+    assert_eq!(s.gossip_key.text(), KEY);
+    assert!(s.gossip_previous_key.is_empty());
+}
+
+#[test]
+fn wrong_keys_are_told_and_never_shown() {
+    let files = [
+        ("/short", "a-short-secret"),
+        ("/lines", "0123456789abcdef\n0123456789abcdef"),
+        ("/good", KEY),
+    ];
+    let key = format!("--gossip-key={KEY}");
+    for (args, why) in [
+        (
+            &["--gossip-key=a-short-secret"][..],
+            "gossip_key (flag --gossip-key): what is given is not",
+        ),
+        (&["--gossip-key-file=/short"], "gossip_key_file: /short holds 14 bytes"),
+        (&["--gossip-key-file=/lines"], "gossip_key_file: /lines holds 33 bytes"),
+        (&["--gossip-key-file=/none"], "gossip_key_file: /none cannot be read"),
+        (&["--gossip-key-file=/good", &key], "gossip_key and gossip_key_file are both set"),
+        (&["--gossip-previous-key-file=/good"], "gossip_key is not"),
+    ] {
+        let args = [&["--data-dir=/d"], args].concat();
+        let found = faults(&Given { args: &args, files: &files, ..NOTHING });
+        assert!(found.len() == 1 && found[0].contains(why), "{args:?}: {found:?}");
+        assert!(!found[0].contains("secret") && !found[0].contains(KEY), "{found:?}");
+    }
+    let files = [("/n.yaml", "data_dir: /d\ngossip_key: 12345678901234567890\n")];
+    let found = faults(&Given { args: &["--config=/n.yaml"], files: &files, ..NOTHING });
+    assert!(found.len() == 1 && !found[0].contains("1234"), "{found:?}");
 }

@@ -368,7 +368,7 @@ mod tests {
     fn raft(state: watch::Sender<Arc<MetaState>>, leads: bool) -> RaftHandle {
         RaftHandle {
             replicas: Arc::default(),
-            sender: Arc::new(move |request| {
+            sender: Arc::new(move |request, _| {
                 let Request::Propose { commands, reply, .. } = request else { return Ok(()) };
                 let answer = if leads {
                     let mut next = (**state.borrow()).clone();

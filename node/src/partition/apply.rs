@@ -380,12 +380,12 @@ impl PartitionMachine {
     }
 
     fn find_id(&mut self, at: usize, id: &[u8]) -> Result<Option<IdRecord>, String> {
-        let head = &self.pending.heads[at];
-        if let Some(stored) = head.ids.get(id)
+        if let Some(stored) = self.pending.id(at, id)
             && !self.faults.entry_ids_forgotten
         {
             return Ok(Some(stored.clone()));
         }
+        let head = &self.pending.heads[at];
         // A stream that the store does not know has no ids there.
         if !head.in_store {
             return Ok(None);
@@ -420,7 +420,7 @@ impl PartitionMachine {
             0 => STATE_BYTES_MAX,
             bytes => bytes as usize,
         };
-        let Pending { batch, heads, .. } = &mut self.pending;
+        let Pending { batch, heads, ids, .. } = &mut self.pending;
         let slot = &mut heads[at];
         let (hash, stream, first_revision) = (slot.hash, slot.stream.clone(), slot.next_revision());
         let state_bytes_before = slot.state_bytes();
@@ -454,7 +454,9 @@ impl PartitionMachine {
                 content_hash: event.content_hash.clone(),
             };
             batch.put_with(|k| keys::id(k, hash, &stream, &event.id), |v| encode_value(v, &id));
-            slot.ids.insert(event.id.clone(), id);
+            if let Ok(key) = event.id[..].try_into() {
+                ids.insert((at, key), id);
+            }
             let record = EventRecord {
                 id: event.id,
                 r#type: event.r#type,

@@ -38,6 +38,8 @@ pub struct DriverSettings {
     pub entry_bytes: usize,
     /// Entries of one group that may wait for their majority; more proposals are packed meanwhile.
     pub entries_in_flight: u64,
+    /// While one waits, another one follows only once so many bytes wait to go into it.
+    pub entry_joins_bytes: u64,
     pub partition_inflight_bytes: u64,
     pub node_inflight_bytes: u64,
     /// Bound on the log kept of one partition.
@@ -61,6 +63,12 @@ pub struct PlantedFaults {
     pub membership_lost_at_restart: bool,
     /// A membership change is logged without the commit index known then.
     pub change_without_commit: bool,
+    /// A membership change is taken whatever membership it was planned on.
+    pub stale_change: bool,
+    /// A checkpoint is taken whose membership lacks its receiver.
+    pub checkpoint_without_receiver: bool,
+    /// The log is compacted past the checkpoints that are on their way.
+    pub compaction_past_transfer: bool,
 }
 
 impl DriverSettings {
@@ -72,6 +80,7 @@ impl DriverSettings {
             election_ticks: 10,
             entry_bytes: 1 << 20,
             entries_in_flight: 4,
+            entry_joins_bytes: 128 << 10,
             partition_inflight_bytes: 16 << 20,
             node_inflight_bytes: 256 << 20,
             kept_log_bytes: 32 << 20,
@@ -263,6 +272,9 @@ pub struct Driver {
     with_proposals: Vec<GroupId>,
     with_reads: Vec<GroupId>,
     next_tick_ns: u64,
+    /// Of all groups, once this round has asked for it: it can only fall within a round but for
+    /// what the round itself takes in.
+    in_flight_bytes: Option<u64>,
     /// Rises each round and over restarts: the context of heartbeats and reads.
     round_number: u64,
     started_ns: u64,
@@ -299,6 +311,7 @@ impl Driver {
             dirty: Vec::new(),
             with_proposals: Vec::new(),
             with_reads: Vec::new(),
+            in_flight_bytes: None,
             counters: Arc::new(Counters::default()),
             shedding_until_ns: 0,
             shedding_replies: Vec::new(),
@@ -307,6 +320,11 @@ impl Driver {
             logger: slog::Logger::root(slog::Discard, slog::o!()),
             destroying: Vec::new(),
         }
+    }
+
+    /// The node whose driver it is.
+    pub fn node(&self) -> NodeId {
+        self.settings.node
     }
 
     /// CLOCK_BOOTTIME at which the next step is due without input.
@@ -319,6 +337,7 @@ impl Driver {
     pub fn step(&mut self, now: Now, inputs: &mut Vec<Input>) -> Round {
         let mut round = Round::default();
         self.round_number += 1;
+        self.in_flight_bytes = None;
         let mut rest = Vec::with_capacity(inputs.len());
         let mut messages = Vec::new();
         for input in inputs.drain(..) {
@@ -354,7 +373,7 @@ impl Driver {
             self.next_tick_ns = due + tick_ns;
             self.tick(now, &mut round);
         }
-        self.start_reads(&mut round);
+        self.start_reads(now, &mut round);
         self.start_proposals(now, &mut round);
         self.readies(now, &mut round);
         round
@@ -595,7 +614,11 @@ impl Driver {
     fn request(&mut self, now: Now, request: Request, round: &mut Round) {
         match request {
             Request::Propose { group, commands, after_position, reply } => {
-                let total: u64 = self.groups.values().map(|g| g.in_flight_bytes()).sum();
+                let total = match self.in_flight_bytes {
+                    Some(total) => total,
+                    None => self.groups.values().map(|g| g.in_flight_bytes()).sum(),
+                };
+                self.in_flight_bytes = Some(total);
                 let Some(g) = self.groups.get_mut(&group) else {
                     let _ = reply.send(Err(ProposeError::NoReplica));
                     return;
@@ -612,8 +635,11 @@ impl Driver {
                     || total + bytes > self.settings.node_inflight_bytes
                 {
                     let _ = reply.send(Err(ProposeError::Busy));
-                } else if g.enqueue(Proposal { commands, bytes, after_position, reply }) {
-                    self.with_proposals.push(group);
+                } else {
+                    self.in_flight_bytes = Some(total + bytes);
+                    if g.enqueue(Proposal { commands, bytes, after_position, reply }) {
+                        self.with_proposals.push(group);
+                    }
                 }
             }
             Request::ReadIndex { group, reply } => match self.groups.get_mut(&group) {
@@ -744,11 +770,11 @@ impl Driver {
         self.rng.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn start_reads(&mut self, round: &mut Round) {
+    fn start_reads(&mut self, now: Now, round: &mut Round) {
         let mut later = Vec::new();
         for id in std::mem::take(&mut self.with_reads) {
             let number = self.round_number;
-            if self.with_group(id, round, |g, _| Ok(g.start_reads(number))) == Some(true) {
+            if self.with_group(id, round, |g, _| Ok(g.start_reads(now, number))) == Some(true) {
                 later.push(id);
             }
             self.mark(id);
@@ -807,7 +833,15 @@ impl Driver {
         self.groups.get(&group).map(|g| g.facts())
     }
 
+    /// Bytes of the group's log that are kept.
+    pub fn kept_log_bytes(&self, group: GroupId) -> Option<u64> {
+        self.groups.get(&group).map(|g| g.kept_log_bytes())
+    }
+
     pub fn record(&self, group: GroupId) -> Option<&ReplicaRecord> {
         self.groups.get(&group).map(|g| g.record())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,6 +62,8 @@ const APPLY_BEHIND_BYTES_MAX: u64 = 64 << 20;
 const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
 /// Reads of one group that may wait.
 const READS_WAITING_MAX: usize = 16_384;
+/// A read-index round that took so long may never be answered.
+const READ_ROUND_LOST_NS: u64 = 50_000_000;
 /// Bytes of committed entries that a Ready hands out.
 const COMMITTED_BYTES_MAX: u64 = 8 << 20;
 /// Entries that a transfer's target may be behind: proposals wait until it has them.
@@ -93,6 +95,8 @@ pub(super) struct Group {
     seen: (u64, StateRole),
     lost_leadership: bool,
     proposals: VecDeque<Proposal>,
+    /// Of `proposals`.
+    waiting_bytes: u64,
     proposals_queued: bool,
     in_flight: VecDeque<InFlight>,
     /// Bytes from enqueued to applied.
@@ -103,6 +107,8 @@ pub(super) struct Group {
     reads: Vec<ReadReply>,
     /// Reads that wait for the answer to their round.
     reads_asked: VecDeque<(u64, Vec<ReadReply>)>,
+    /// When the last of those rounds began (CLOCK_BOOTTIME).
+    reads_asked_ns: u64,
     /// Reads that wait until an index is applied.
     reads_confirmed: VecDeque<(u64, Vec<ReadReply>)>,
     lease: Lease,
@@ -125,8 +131,7 @@ pub(super) struct Group {
     nodes: HashMap<u64, NodeId>,
     published: Status,
     voters: Arc<[NodeId]>,
-    /// A planted fault.
-    membership_is_lost: bool,
+    faults: PlantedFaults,
 }
 
 impl Group {
@@ -216,6 +221,7 @@ impl Group {
             seen,
             lost_leadership: false,
             proposals: VecDeque::new(),
+            waiting_bytes: 0,
             proposals_queued: false,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
@@ -223,6 +229,7 @@ impl Group {
             last_stamp: 0,
             reads: Vec::new(),
             reads_asked: VecDeque::new(),
+            reads_asked_ns: 0,
             reads_confirmed: VecDeque::new(),
             lease: Lease::default(),
             term_start: u64::MAX,
@@ -239,7 +246,7 @@ impl Group {
             nodes: HashMap::new(),
             published: Status::default(),
             voters: voters_of(&record.membership),
-            membership_is_lost: settings.faults.membership_lost_at_restart,
+            faults: settings.faults,
         })
     }
 
@@ -350,7 +357,8 @@ impl Group {
     pub fn step_incoming(&mut self, incoming: Incoming) {
         let leader = self.raw.raft.leader_id;
         let useful = incoming.index > self.raw.raft.raft_log.committed
-            && incoming.membership.contains(self.replica)
+            && (incoming.membership.contains(self.replica)
+                || self.faults.checkpoint_without_receiver)
             && self.incoming.is_none()
             && self.installing.is_none()
             && self.changing.is_none()
@@ -365,7 +373,12 @@ impl Group {
         let m = snapshot.mut_metadata();
         m.index = incoming.index;
         m.term = incoming.term;
-        m.set_conf_state(incoming.membership.conf_state());
+        let mut conf_state = incoming.membership.conf_state();
+        if self.faults.checkpoint_without_receiver && !incoming.membership.contains(self.replica) {
+            // raft refuses as well.
+            conf_state.learners.push(self.replica.0);
+        }
+        m.set_conf_state(conf_state);
         let mut message = Message {
             from: leader,
             to: self.replica.0,
@@ -385,6 +398,7 @@ impl Group {
     /// Queues a proposal. True: the group is to be visited by `start_proposals`.
     pub fn enqueue(&mut self, proposal: Proposal) -> bool {
         self.in_flight_bytes += proposal.bytes;
+        self.waiting_bytes += proposal.bytes;
         self.proposals.push_back(proposal);
         !std::mem::replace(&mut self.proposals_queued, true)
     }
@@ -397,10 +411,17 @@ impl Group {
             return false;
         }
         let mut packed: Vec<(Entry, InFlight)> = Vec::new();
-        while !self.proposals.is_empty()
-            && self.transfer.is_none()
-            && self.in_flight.len() + packed.len() < settings.entries_in_flight as usize
-        {
+        // What was committed in this round has made room, and is handed to apply later in it.
+        let committed = self.raw.raft.raft_log.committed;
+        let uncommitted = self.in_flight.iter().filter(|f| f.index > committed).count();
+        while !self.proposals.is_empty() && self.transfer.is_none() {
+            let in_flight = uncommitted + packed.len();
+            // Each entry costs every replica the same again, however little is in it: behind one
+            // that is under way only a full one is worth its own.
+            let is_full = self.waiting_bytes >= settings.entry_joins_bytes;
+            if in_flight >= settings.entries_in_flight as usize || (in_flight > 0 && !is_full) {
+                break;
+            }
             packed.push(self.pack(now, settings));
         }
         if !packed.is_empty() {
@@ -462,6 +483,7 @@ impl Group {
             COMMANDS_TAG
         };
         let mut replies = Vec::with_capacity(count);
+        self.waiting_bytes -= bytes;
         for p in self.proposals.drain(..count) {
             for c in &p.commands {
                 data.push(tag);
@@ -475,6 +497,7 @@ impl Group {
 
     fn refuse_proposals(&mut self) {
         let error = ProposeError::NotLeader { leader: self.leader_node() };
+        self.waiting_bytes = 0;
         for p in self.proposals.drain(..) {
             self.in_flight_bytes -= p.bytes;
             let _ = p.reply.send(Err(error.clone()));
@@ -495,8 +518,9 @@ impl Group {
         self.reads.len() == 1
     }
 
-    /// Asks one round for all reads that wait. True: they wait for the term's first commit.
-    pub fn start_reads(&mut self, number: u64) -> bool {
+    /// Asks one round for all reads that wait. True: they wait for the term's first commit, or for
+    /// the round before.
+    pub fn start_reads(&mut self, now: Now, number: u64) -> bool {
         if self.reads.is_empty() {
             return false;
         }
@@ -507,6 +531,13 @@ impl Group {
         if !self.raw.raft.commit_to_current_term() {
             return true;
         }
+        // What comes in while a round is under way makes the next one: under load fewer rounds serve
+        // the same reads. One whose messages may be lost does not hold the others up.
+        let is_answered = self.reads_asked.is_empty() || !self.raw.raft.read_states.is_empty();
+        if !is_answered && now.boot_ns < self.reads_asked_ns + READ_ROUND_LOST_NS {
+            return true;
+        }
+        self.reads_asked_ns = now.boot_ns;
         self.raw.read_index(number.to_be_bytes().to_vec());
         self.reads_asked.push_back((number, std::mem::take(&mut self.reads)));
         false
@@ -643,7 +674,7 @@ impl Group {
             return Err("the leader has committed nothing in its term yet".into());
         }
         let current = self.record.membership_index;
-        if let Some(planned) = planned_on.filter(|p| *p != current) {
+        if let Some(planned) = planned_on.filter(|p| *p != current && !self.faults.stale_change) {
             return Err(format!(
                 "planned on the membership of entry {planned}, and the group is at that of {current}"
             ));
@@ -681,7 +712,9 @@ impl Group {
                 // An automatic leave would die with its leader.
                 v2.set_transition(ConfChangeTransition::Explicit);
                 v2.changes.push(single(ConfChangeType::AddNode, promote));
-                v2.changes.push(single(ConfChangeType::RemoveNode, remove));
+                // A learner first, and removed by a change of its own: who has that one in its log
+                // knows that this one is committed, and elections need the old voter no more.
+                v2.changes.push(single(ConfChangeType::AddLearnerNode, remove));
             }
             MembershipChange::LeaveJoint => {
                 if !self.record.membership.voters.contains(&self.replica.0) {
@@ -689,7 +722,17 @@ impl Group {
                 }
             }
         }
-        self.record.membership.after(&v2, &[]).map_err(|e| e.to_string())?;
+        let next = self.record.membership.after(&v2, &[]).map_err(|e| e.to_string())?;
+        let current = &self.record.membership;
+        let changes_voters = next.voters != current.voters || next.is_joint();
+        for voters in [&next.voters, &next.voters_outgoing].into_iter().filter(|_| changes_voters) {
+            let answers = |id: &&u64| {
+                **id == self.replica.0 || raft.prs().get(**id).is_some_and(|p| p.recent_active)
+            };
+            if !voters.is_empty() && voters.iter().filter(answers).count() <= voters.len() / 2 {
+                return Err("no majority of the next membership answers now".into());
+            }
+        }
         let index = raft.raft_log.last_index() + 1;
         let mut entry = Entry { data: v2.encode_to_vec(), context, ..Default::default() };
         entry.set_entry_type(EntryType::EntryConfChangeV2);
@@ -707,7 +750,8 @@ impl Group {
     /// Raft itself would make any learner a voter.
     fn has_caught_up(&self, replica: ReplicaId) -> Result<(), String> {
         let raft = &self.raw.raft;
-        let p = raft.prs().get(replica.0).filter(|p| p.recent_active);
+        // One that was just added counts as active, and of a short log it may have nothing at all.
+        let p = raft.prs().get(replica.0).filter(|p| p.recent_active && p.matched > 0);
         if p.is_none_or(|p| p.matched + CATCH_UP_LAG_MAX < raft.raft_log.committed) {
             return Err(format!("{replica} has not caught up"));
         }
@@ -731,6 +775,10 @@ impl Group {
         }
     }
 
+    pub fn kept_log_bytes(&self) -> u64 {
+        self.raw.store().kept_bytes()
+    }
+
     pub fn transfer_floor(&mut self, now: Now, to: ReplicaId, index: Option<u64>) {
         const FORGET_NS: u64 = 600_000_000_000;
         match index {
@@ -749,7 +797,9 @@ impl Group {
         self.flushed = self.flushed.max(index);
         let floor = self.floors.values().map(|(i, _)| *i).min().unwrap_or(u64::MAX);
         // A transfer that would pin more than this starts again from a new checkpoint.
-        let floor = if self.raw.store().kept_bytes() > 4 * kept_bytes { u64::MAX } else { floor };
+        let gives_up =
+            self.raw.store().kept_bytes() > 4 * kept_bytes || self.faults.compaction_past_transfer;
+        let floor = if gives_up { u64::MAX } else { floor };
         let upto = self.flushed.min(floor).min(self.raw.raft.raft_log.applied);
         if let Some(to) = self.raw.store().compactable(upto, kept_bytes) {
             self.raw.mut_store().compact(to);
@@ -877,7 +927,7 @@ impl Group {
                             self.record.membership = next;
                             self.record.membership_index = index;
                             self.changing = Some(Changing { index, term, change });
-                            if !self.membership_is_lost {
+                            if !self.faults.membership_lost_at_restart {
                                 round.write.ops.push(LogOp::Record(Box::new(self.record.clone())));
                             }
                             round.write.persisted.push(PersistedItem {
@@ -1152,6 +1202,8 @@ impl Group {
 
     /// Shows the replica's state to other threads.
     pub fn publish(&mut self) {
+        self.view.entry_in_flight.store(!self.in_flight.is_empty(), Ordering::Release);
+        self.view.read_in_flight.store(!self.reads_asked.is_empty(), Ordering::Release);
         let raft = &self.raw.raft;
         let now = Status {
             role: self.role(),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use tokio::sync::{oneshot, watch};
 
 /// Why a proposal has no outcome. Only `NotLeader` and `Busy` say that nothing was stored.
@@ -67,6 +67,11 @@ pub struct ReplicaView {
     pub reader: Reader,
     /// Progress of apply; readers wait on it.
     pub applied: watch::Sender<Applied>,
+    /// This replica leads and has an entry under way, whose commit wakes the driver: what is proposed
+    /// meanwhile joins the next entry and need not.
+    pub entry_in_flight: AtomicBool,
+    /// The same of a read-index round and the reads that are asked for meanwhile.
+    pub read_in_flight: AtomicBool,
     /// Bytes written to the database since its last flush, about.
     pub unflushed_bytes: AtomicU64,
     /// CLOCK_BOOTTIME in ns until which this replica may answer LEASE reads; 0: none. Only set
@@ -112,6 +117,8 @@ impl ReplicaView {
             replica,
             reader,
             applied: watch::Sender::new(applied),
+            entry_in_flight: AtomicBool::new(false),
+            read_in_flight: AtomicBool::new(false),
             unflushed_bytes: AtomicU64::new(0),
             lease_until_ns: AtomicU64::new(0),
             status: RwLock::default(),
@@ -122,6 +129,8 @@ impl ReplicaView {
     /// Marks the replica as closed after a fault: it answers nothing any more.
     pub fn close(&self, reason: &str) {
         self.lease_until_ns.store(0, Ordering::Release);
+        self.entry_in_flight.store(false, Ordering::Release);
+        self.read_in_flight.store(false, Ordering::Release);
         let mut status = self.status.write();
         status.role = Role::Closed;
         status.closed_reason = Some(reason.into());
@@ -158,6 +167,11 @@ pub struct TransferOutcome {
     pub remaining: u32,
 }
 
+/// Gives a request to the driver, or back when too many wait. The replica that it is for, where the
+/// driver need not be woken for its sake.
+pub type SendRequest =
+    Arc<dyn Fn(Request, Option<&ReplicaView>) -> Result<(), Request> + Send + Sync>;
+
 /// The replicas of this node, by group.
 pub type Replicas = RwLock<HashMap<GroupId, Arc<ReplicaView>>>;
 
@@ -165,13 +179,13 @@ pub type Replicas = RwLock<HashMap<GroupId, Arc<ReplicaView>>>;
 #[derive(Clone)]
 pub struct RaftHandle {
     pub replicas: Arc<Replicas>,
-    pub(crate) sender: Arc<dyn Fn(Request) -> Result<(), Request> + Send + Sync>,
+    pub(crate) sender: SendRequest,
 }
 
 impl RaftHandle {
     /// Of a node whose log is lost: it only shows its closed replicas.
     pub fn stopped(replicas: Arc<Replicas>) -> RaftHandle {
-        RaftHandle { replicas, sender: Arc::new(Err) }
+        RaftHandle { replicas, sender: Arc::new(|request, _| Err(request)) }
     }
 
     /// Proposes commands as one unit. The receiver fails only when the node goes down: then the
@@ -184,7 +198,8 @@ impl RaftHandle {
     ) -> oneshot::Receiver<ProposeResult> {
         let (reply, receiver) = oneshot::channel();
         let request = Request::Propose { group, commands, after_position, reply };
-        if let Err(Request::Propose { reply, .. }) = (self.sender)(request) {
+        let view = self.replica(group);
+        if let Err(Request::Propose { reply, .. }) = (self.sender)(request, view.as_deref()) {
             let _ = reply.send(Err(ProposeError::Busy));
         }
         receiver
@@ -193,9 +208,9 @@ impl RaftHandle {
     /// Confirms that this replica leads and has applied all that was acknowledged before now.
     pub fn read_index(&self, group: GroupId) -> oneshot::Receiver<Result<(), ReadError>> {
         let (reply, receiver) = oneshot::channel();
-        if let Err(Request::ReadIndex { reply, .. }) =
-            (self.sender)(Request::ReadIndex { group, reply })
-        {
+        let view = self.replica(group);
+        let request = Request::ReadIndex { group, reply };
+        if let Err(Request::ReadIndex { reply, .. }) = (self.sender)(request, view.as_deref()) {
             let _ = reply.send(Err(ReadError::Busy));
         }
         receiver
@@ -204,7 +219,7 @@ impl RaftHandle {
     /// Starts handing over all leaderships; answers when none is left or none can move.
     pub fn transfer_all(&self) -> oneshot::Receiver<TransferOutcome> {
         let (reply, receiver) = oneshot::channel();
-        let _ = (self.sender)(Request::TransferAll { reply });
+        let _ = (self.sender)(Request::TransferAll { reply }, None);
         receiver
     }
 

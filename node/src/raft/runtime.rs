@@ -8,7 +8,7 @@ use crate::raft::driver::{
     Channel, Counters, Driver, DriverSettings, Input, NewGroup, Now, PeerMessage, PersistedItem,
     Write,
 };
-use crate::raft::handle::{RaftHandle, Replicas, Request, Role};
+use crate::raft::handle::{RaftHandle, ReplicaView, Replicas, Request, Role};
 use crate::raft::log::{LogBatch, LogError, RaftLog};
 use crate::raft::mailbox::Mailbox;
 use std::collections::HashMap;
@@ -150,11 +150,15 @@ impl RaftRuntime {
         }
         let sender = {
             let inputs = inputs.clone();
-            Arc::new(move |request: Request| {
-                if inputs.len() >= INPUTS_MAX {
-                    return Err(request);
-                }
-                match inputs.push(Input::Request(request)) {
+            Arc::new(move |request: Request, view: Option<&ReplicaView>| {
+                let is_read = matches!(request, Request::ReadIndex { .. });
+                let can_wait = || {
+                    view.is_some_and(|v| match is_read {
+                        true => v.read_in_flight.load(Ordering::Acquire),
+                        false => v.entry_in_flight.load(Ordering::Acquire),
+                    })
+                };
+                match inputs.push_within(Input::Request(request), INPUTS_MAX, can_wait) {
                     Err(Input::Request(request)) => Err(request),
                     _ => Ok(()),
                 }

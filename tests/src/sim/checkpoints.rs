@@ -1,8 +1,9 @@
 //! Checkpoints on their way to replicas that are behind, in the steps of the product's transfer
 //! (`peer/transfer`, `transfers.rs`).
 use super::disk::directory;
+use super::faults::Planted;
 use super::invariants::Held;
-use super::node::{Checkpoint, Install};
+use super::node::{Checkpoint, Floor, Install};
 use super::world::{Event, Way, World};
 use rand::Rng;
 use ringfold_node::ids::{GroupId, NodeId, ReplicaId};
@@ -45,6 +46,10 @@ impl World {
         });
         let index = Some(checkpoint.mark.index);
         self.input(n, Input::TransferFloor { group: way.group, to: way.replica, index });
+        if let Some(running) = &mut self.nodes[n].running {
+            let floor = Floor { index: checkpoint.mark.index, is_held: false };
+            running.floors.insert((way.group, way.replica), floor);
+        }
         // A receiver that says nothing is given up.
         self.after(250_000_000, Event::Sent { node: n, life, way });
         let ns = self.faults.delay_ns(&mut self.rng);
@@ -55,11 +60,13 @@ impl World {
 
     fn checkpoint(&mut self, n: usize, way: Way) -> Option<Checkpoint> {
         let group = way.group;
+        // A planted fault.
+        let any = self.options.planted == Some(Planted::CheckpointWithoutReceiver);
         let running = self.nodes[n].running.as_mut()?;
         let view = running.views.get(&group)?.clone();
         if let Some(there) = running.prepared.get(&group) {
             let first = view.status.read().first_index;
-            if there.membership.contains(way.replica) && there.mark.index + 1 >= first {
+            if (any || there.membership.contains(way.replica)) && there.mark.index + 1 >= first {
                 return Some(there.clone());
             }
         }
@@ -71,7 +78,7 @@ impl World {
         }
         let (membership_index, membership) = (facts.membership_index, facts.membership);
         let made = Checkpoint { path, mark, membership, membership_index };
-        if !made.membership.contains(way.replica) || membership_index > made.mark.index {
+        if !(any || made.membership.contains(way.replica)) || membership_index > made.mark.index {
             return None;
         }
         running.prepared.insert(group, made.clone());
@@ -169,6 +176,7 @@ impl World {
         let key = (way.group, way.replica);
         if running.sending.get(&key) == Some(&way.serial) {
             running.sending.remove(&key);
+            running.floors.remove(&key);
             self.input(n, Input::TransferFloor { group: way.group, to: way.replica, index: None });
         }
     }

@@ -16,6 +16,7 @@ pub struct Durable {
     pub last_index: u64,
     pub truncated_index: u64,
     pub vote: Vote,
+    pub destroyed: bool,
 }
 
 #[derive(Default)]
@@ -39,6 +40,7 @@ impl LogDisk {
                 LogOp::Record(record) => {
                     let d = self.durable.entry(record.replica).or_default();
                     d.truncated_index = record.truncated_index;
+                    d.destroyed = record.destroyed;
                 }
                 LogOp::Clear { replica } => {
                     self.durable.entry(*replica).or_default().last_index = 0;

@@ -15,6 +15,14 @@ pub enum Planted {
     CommitBackAtRestart,
     MembershipLostAtRestart,
     ChangeWithoutCommit,
+    /// The records forget a replica that no leader has confirmed to be without.
+    ForgottenUnconfirmed,
+    /// Steps are taken whatever epoch and membership they were planned on.
+    StaleStepTaken,
+    /// A node that starts does not know which replicas it has destroyed.
+    DestroyedForgotten,
+    CheckpointWithoutReceiver,
+    CompactionPastTransfer,
 }
 
 /// What strikes now and then.
@@ -29,9 +37,20 @@ pub enum Strike {
     Move,
     /// A node loses its disk: its replicas are made anew under new ids.
     LoseDisk,
+    // Where the planner moves replicas:
+    /// Members come, drain, drain no more, and go.
+    Scale,
+    /// Somebody says another target.
+    Retarget,
+    /// Another node leads the meta group.
+    Depose,
+    /// A node is away for longer than it is waited for.
+    Outage,
+    /// A node and its disk are gone for good.
+    LoseMember,
 }
 
-pub const STRIKES: [Strike; 7] = [
+pub const STRIKES: [Strike; 12] = [
     Strike::Crash,
     Strike::Pause,
     Strike::Cut,
@@ -39,6 +58,11 @@ pub const STRIKES: [Strike; 7] = [
     Strike::Transfer,
     Strike::Move,
     Strike::LoseDisk,
+    Strike::Scale,
+    Strike::Retarget,
+    Strike::Depose,
+    Strike::Outage,
+    Strike::LoseMember,
 ];
 
 #[derive(Debug, Clone)]
@@ -145,6 +169,9 @@ impl Faults {
         if options.quick_changes {
             faults.quicken_changes();
         }
+        if options.planner {
+            faults.plan_moves(rng, options.planted);
+        }
         faults.spare_node = faults.gap_ms(Strike::Move) > 0;
         faults
     }
@@ -158,6 +185,38 @@ impl Faults {
         self.look_gap_ms = 3;
         self.change_crash = 0.3;
         self.partitions = 1;
+    }
+
+    /// The planner moves replicas, not a script.
+    fn plan_moves(&mut self, rng: &mut StdRng, planted: Option<Planted>) {
+        self.partitions = [1, 1, 2, 2, 4][rng.random_range(0..5)];
+        self.always(Strike::Move, 0);
+        self.always(Strike::LoseDisk, 0);
+        if self.kept_log_bytes == 20_000 {
+            // The log goes in pieces of 64 KiB, and what transfers hold of it is bounded.
+            self.kept_log_bytes = 60_000;
+        }
+        for (strike, chance, least, most) in [
+            (Strike::Scale, 0.9, 60, 400),
+            (Strike::Retarget, 0.4, 60, 400),
+            (Strike::Depose, 0.4, 80, 600),
+            (Strike::Outage, 0.3, 300, 1_000),
+            (Strike::LoseMember, 0.3, 300, 1_000),
+        ] {
+            if rng.random_bool(chance) {
+                self.always(strike, rng.random_range(least..most));
+            }
+        }
+        match planted {
+            Some(Planted::StaleStepTaken) => self.always(Strike::Depose, 100),
+            Some(Planted::DestroyedForgotten) => self.always(Strike::Crash, 150),
+            Some(Planted::CheckpointWithoutReceiver) => self.kept_log_bytes = 0,
+            Some(Planted::CompactionPastTransfer) => {
+                (self.kept_log_bytes, self.event_bytes, self.flush_gap_ms) = (60_000, 6_000, 15);
+                self.partitions = 1;
+            }
+            _ => {}
+        }
     }
 
     fn always(&mut self, strike: Strike, gap_ms: u64) {

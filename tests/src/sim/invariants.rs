@@ -1,5 +1,7 @@
 //! What must hold after every step, whatever happens: the promises of replication and storage, each
 //! checked where it could first be seen broken.
+mod moves;
+
 use super::disk::Durable;
 use super::node::{Checkpoint, Node};
 use crate::checker;
@@ -42,6 +44,21 @@ pub enum Kind {
     MembershipLost,
     /// A lease was valid while another had committed in a later term.
     LeaseBroken,
+    /// A replica id got a second life.
+    ReplicaIdUsedTwice,
+    /// A change was made on another membership than the one that it was planned on.
+    StaleStep,
+    /// A leader confirmed to be without a replica that was in its group, or the records forgot one
+    /// that is in its group.
+    MemberForgotten,
+    /// The data of a voter were deleted.
+    MemberDestroyed,
+    /// A membership without a majority of replicas whose disks are there.
+    QuorumLost,
+    /// A replica took a checkpoint whose membership lacks it.
+    CheckpointLacksReceiver,
+    /// The log was compacted past a checkpoint that is on its way.
+    CompactedPastTransfer,
     /// A replica was closed.
     Closed,
     /// After all faults ended the cluster did not come to rest.
@@ -78,6 +95,8 @@ pub struct Invariants {
     in_effect: BTreeMap<ReplicaId, u64>,
     /// Replicas whose disk was lost: they had what they had acknowledged.
     lost: BTreeSet<ReplicaId>,
+    /// Replicas that their group confirmed to be without.
+    confirmed: BTreeSet<ReplicaId>,
 }
 
 impl Invariants {
@@ -145,7 +164,8 @@ impl Invariants {
                 let index = message.index;
                 // A later term that is durable came behind what was promised in this one: it was
                 // synced as well, or a leader of the later term took its place in the same batch.
-                if let Some(d) = synced
+                // One that was destroyed in the same batch is in no group any more.
+                if let Some(d) = synced.filter(|d| !d.destroyed)
                     && d.vote.term <= message.term
                     && index > d.last_index.max(d.truncated_index)
                 {
@@ -239,6 +259,10 @@ impl Invariants {
         for (group, view) in &running.views {
             let replica = view.replica;
             let status = view.status.read();
+            let leaves = running.leaving.as_ref().is_some_and(|l| l.replica == replica);
+            if leaves {
+                continue;
+            }
             if status.role == Role::Closed {
                 let reason = status.closed_reason.clone().unwrap_or_default();
                 return broken(Kind::Closed, format!("{replica} of {group}: {reason}"));
@@ -295,6 +319,7 @@ impl Invariants {
         match self.memberships.get(&key) {
             None => {
                 self.memberships.insert(key, record.membership.clone());
+                self.has_quorum(record)?;
             }
             Some(known) if *known != record.membership => {
                 return broken(

@@ -10,11 +10,13 @@
 //! | `disk` | the log and the databases of a node, and what a crash leaves of them |
 //! | `network` | frames between nodes |
 //! | `faults`, `strikes` | which faults a seed has; what each does |
-//! | `moves` | membership changes step by step |
+//! | `moves` | membership changes by a script |
+//! | `planner`, `steps`, `records` | moves as the product makes them: rounds of the planner, its steps on the nodes that lead, the meta group's records and the nodes that follow them |
+//! | `scale` | members that come, drain, go and are lost while the planner moves replicas |
 //! | `clients` | clients that record a history |
 //! | `invariants` | what must hold after every step |
 //!
-//! Not in it: the meta group, the peers' connections, raft-engine and RocksDB (their twins in memory
+//! Not in it: the meta group's own replication (its records are one reliable sequence of states), the peers' connections, raft-engine and RocksDB (their twins in memory
 //! pass the same conformance tests), and the judgement of a log that lost its synced end.
 mod checkpoints;
 mod clients;
@@ -24,6 +26,10 @@ mod invariants;
 mod moves;
 mod network;
 mod node;
+mod planner;
+mod records;
+mod scale;
+mod steps;
 mod strikes;
 mod world;
 
@@ -46,11 +52,13 @@ pub struct Options {
     /// Membership changes close behind one another, and followers that crash, cut off together with
     /// one other, between the sync of a change and the record of the one before it.
     pub quick_changes: bool,
+    /// The product's planner moves replicas between three to seven nodes, not a script.
+    pub planner: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { nodes: 3, planted: None, promises: true, quick_changes: false }
+        Options { nodes: 3, planted: None, promises: true, quick_changes: false, planner: false }
     }
 }
 
@@ -66,6 +74,13 @@ pub struct Report {
     pub checkpoints: u64,
     pub membership_changes: u64,
     pub elections: u64,
+    // Of the planner:
+    pub steps: u64,
+    pub retargets: u64,
+    pub planners_deposed: u64,
+    pub epochs: u64,
+    pub replicas_made: u64,
+    pub destroyed: u64,
 }
 
 /// What did not hold.
@@ -90,9 +105,10 @@ impl fmt::Display for Failure {
         let nodes = options.nodes;
         let quick = if options.quick_changes { " RINGFOLD_SIM_QUICK_CHANGES=1" } else { "" };
         writeln!(f, "seed {seed}, at {at_ms} ms of virtual time: {kind:?}: {detail}")?;
+        let test = if options.planner { "simulation_moves" } else { "simulation" };
         write!(
             f,
-            "again: RINGFOLD_SIM_SEED={seed} RINGFOLD_SIM_NODES={nodes}{quick} cargo test -p ringfold-tests --test simulation one_seed -- --nocapture"
+            "again: RINGFOLD_SIM_SEED={seed} RINGFOLD_SIM_NODES={nodes}{quick} cargo test -p ringfold-tests --test {test} one_seed -- --nocapture"
         )
     }
 }

@@ -2,6 +2,9 @@
 //! waits turned into events of the world.
 use super::clients::Waiting;
 use super::disk::{self, LogDisk};
+use super::invariants::{Broken, Held, Kind};
+use super::records::Leaving;
+use super::steps;
 use super::world::{Event, Way};
 use ringfold_node::ids::{GroupId, NodeId, ReplicaId};
 use ringfold_node::partition::apply::PlantedFaults;
@@ -74,6 +77,11 @@ pub struct Node {
     pub paused: bool,
     /// What comes in while it is paused.
     pub held: Vec<Event>,
+    /// Version of the meta group's records that it knows, and that it knows after a start.
+    pub seen: usize,
+    pub seen_durable: usize,
+    /// It never runs again.
+    pub gone: bool,
     /// Replicas that were removed from their group: destroyed at the next start.
     pub retired: BTreeSet<ReplicaId>,
 }
@@ -96,6 +104,29 @@ pub struct Running {
     /// Groups that a checkpoint is being received for.
     pub receiving: BTreeSet<GroupId>,
     pub installs: Vec<Install>,
+    /// Of checkpoints on their way to others.
+    pub floors: BTreeMap<(GroupId, ReplicaId), Floor>,
+    /// Replicas of all records of the log, destroyed ones too.
+    pub known: BTreeSet<ReplicaId>,
+    pub leaving: Option<Leaving>,
+    pub steps: Vec<steps::Waiting>,
+}
+
+/// Entries behind it are kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Floor {
+    pub index: u64,
+    /// The driver knows of it.
+    pub is_held: bool,
+}
+
+/// A log that is kept for a checkpoint at index `floor`.
+pub struct KeptLog {
+    group: GroupId,
+    floor: u64,
+    first: u64,
+    bytes: u64,
+    directory: u32,
 }
 
 pub struct Lane {
@@ -131,6 +162,9 @@ impl Node {
             running: None,
             paused: false,
             held: Vec::new(),
+            seen: 0,
+            seen_durable: 0,
+            gone: false,
             retired: BTreeSet::new(),
         }
     }
@@ -171,6 +205,7 @@ impl Node {
         now_ns: u64,
         settings: DriverSettings,
         faults: PlantedFaults,
+        forgets_destroyed: bool,
     ) -> Result<Vec<(ReplicaRecord, Option<Vote>, u64)>, String> {
         self.life += 1;
         for replica in std::mem::take(&mut self.retired) {
@@ -181,7 +216,12 @@ impl Node {
             }
         }
         let mut loaded = self.log.log.load().map_err(|e| e.to_string())?;
+        let mut known: BTreeSet<_> = loaded.iter().map(|l| l.record.replica).collect();
         loaded.retain(|l| !l.record.destroyed);
+        if forgets_destroyed {
+            known = loaded.iter().map(|l| l.record.replica).collect();
+        }
+        self.seen = self.seen_durable;
         let live: BTreeSet<PathBuf> =
             loaded.iter().map(|l| disk::directory(l.record.replica, l.record.directory)).collect();
         for path in self.disk.paths() {
@@ -210,6 +250,10 @@ impl Node {
             prepared: BTreeMap::new(),
             receiving: BTreeSet::new(),
             installs: Vec::new(),
+            floors: BTreeMap::new(),
+            known,
+            leaving: None,
+            steps: Vec::new(),
         };
         let mut found = Vec::new();
         for l in loaded {
@@ -227,6 +271,7 @@ impl Node {
         group: GroupId,
         replica: ReplicaId,
         voters: &[(ReplicaId, NodeId)],
+        first_placed: bool,
         faults: PlantedFaults,
     ) -> Result<(), String> {
         let record = ReplicaRecord {
@@ -238,7 +283,7 @@ impl Node {
             truncated_index: 0,
             truncated_term: 0,
             destroyed: false,
-            first_placed: voters[0].0 == replica,
+            first_placed,
         };
         let Some(running) = &mut self.running else { return Ok(()) };
         self.disk.remove(&disk::directory(replica, 1));
@@ -266,6 +311,38 @@ impl Running {
         let new = NewGroup { record, vote, last_index, fresh, machine, view };
         self.inputs.push(Input::Create(Box::new(new)));
         Ok(index)
+    }
+
+    /// Before a step: what of the logs is kept for checkpoints.
+    pub fn kept_logs(&mut self) -> Vec<KeptLog> {
+        let mut kept = Vec::new();
+        for ((group, _), floor) in &mut self.floors {
+            if std::mem::replace(&mut floor.is_held, true)
+                && let Some(view) = self.views.get(group)
+                && let Some(bytes) = self.driver.kept_log_bytes(*group)
+            {
+                let first = view.status.read().first_index;
+                let directory = view.directory.load(Ordering::Acquire);
+                kept.push(KeptLog { group: *group, floor: floor.index, first, bytes, directory });
+            }
+        }
+        kept
+    }
+
+    /// Behind the step: it is still there, but where it grew too large or a checkpoint replaced it.
+    pub fn check_kept_logs(&self, kept: &[KeptLog], bytes_max: u64) -> Held {
+        for k in kept {
+            let Some(view) = self.views.get(&k.group) else { continue };
+            let first = view.status.read().first_index;
+            if first > k.first.max(k.floor + 1)
+                && k.bytes <= 4 * bytes_max
+                && view.directory.load(Ordering::Acquire) == k.directory
+            {
+                let detail = format!("{} begins at {first}, a transfer is at {}", k.group, k.floor);
+                return Err(Broken { kind: Kind::CompactedPastTransfer, detail });
+            }
+        }
+        Ok(())
     }
 
     pub fn facts(&self, group: GroupId) -> Option<GroupFacts> {

@@ -37,6 +37,11 @@ impl World {
             Strike::Transfer => self.transfer(n),
             Strike::Move => self.begin_move(),
             Strike::LoseDisk => return self.lose_disk(n),
+            Strike::Scale
+            | Strike::Retarget
+            | Strike::Depose
+            | Strike::Outage
+            | Strike::LoseMember => return self.strike_members(strike),
         }
         Ok(())
     }
@@ -50,7 +55,7 @@ impl World {
     }
 
     /// `most_ns`: until it starts again at the latest.
-    fn crash_for(&mut self, n: usize, survives: bool, most_ns: u64) -> Held {
+    pub fn crash_for(&mut self, n: usize, survives: bool, most_ns: u64) -> Held {
         let reboots = self.rng.random_bool(self.faults.power_loss);
         self.report.crashes += 1;
         self.note(|| format!("node {} crashes; batch survives: {survives}", n + 1));

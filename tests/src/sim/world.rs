@@ -5,6 +5,8 @@ use super::invariants::{Broken, Held, Invariants, Kind};
 use super::moves::Move;
 use super::network::{self, Network};
 use super::node::{Checkpoint, Clock, LANES, Node};
+use super::planner::PlanEvent;
+use super::records::Records;
 use super::strikes::has_change;
 use super::{Failure, Options, Report};
 use crate::checker;
@@ -25,6 +27,8 @@ use xxhash_rust::xxh3::Xxh3;
 /// How long faults strike, and how long the cluster has to come to rest behind them.
 const FAULTS_NS: u64 = 2_000_000_000;
 const REST_NS: u64 = 4_000_000_000;
+/// The planner waits in each round for members that are gone, and moves one thing after the other.
+const MOVES_REST_NS: u64 = 12_000_000_000;
 /// Clients go on for so long without faults.
 const CALM_NS: u64 = 150_000_000;
 const TICK_MS: u64 = 10;
@@ -32,23 +36,83 @@ const TICK_MS: u64 = 10;
 const LINE_BYTES_MAX: usize = 240;
 
 pub enum Event {
-    Step { node: usize, life: u64 },
-    Synced { node: usize, life: u64 },
-    Apply { node: usize, life: u64, lane: usize },
-    Flush { node: usize, life: u64 },
-    Frame { from: usize, to: usize, bytes: Bytes },
-    Call { node: usize, call: Call },
-    Read { node: usize, life: u64, waiting: Box<Waiting> },
-    Answer { client: u32, token: u64, from: usize, answer: Answer },
+    Step {
+        node: usize,
+        life: u64,
+    },
+    Synced {
+        node: usize,
+        life: u64,
+    },
+    Apply {
+        node: usize,
+        life: u64,
+        lane: usize,
+    },
+    Flush {
+        node: usize,
+        life: u64,
+    },
+    Frame {
+        from: usize,
+        to: usize,
+        bytes: Bytes,
+    },
+    Call {
+        node: usize,
+        call: Call,
+    },
+    Read {
+        node: usize,
+        life: u64,
+        waiting: Box<Waiting>,
+    },
+    Answer {
+        client: u32,
+        token: u64,
+        from: usize,
+        answer: Answer,
+    },
     ClientActs(u32),
-    ClientWaited { client: u32, token: u64 },
-    Prepare { node: usize, life: u64, way: Way },
-    Offer { node: usize, way: Way, checkpoint: Box<Checkpoint> },
-    Fetched { node: usize, life: u64, way: Way, directory: u32, checkpoint: Box<Checkpoint> },
-    Sent { node: usize, life: u64, way: Way },
+    ClientWaited {
+        client: u32,
+        token: u64,
+    },
+    Prepare {
+        node: usize,
+        life: u64,
+        way: Way,
+    },
+    Offer {
+        node: usize,
+        way: Way,
+        checkpoint: Box<Checkpoint>,
+    },
+    Fetched {
+        node: usize,
+        life: u64,
+        way: Way,
+        directory: u32,
+        checkpoint: Box<Checkpoint>,
+    },
+    Sent {
+        node: usize,
+        life: u64,
+        way: Way,
+    },
+    /// Where it happens, in which life.
+    Plan {
+        at: Option<(usize, Option<u64>)>,
+        what: PlanEvent,
+    },
     Strike(Strike),
-    Restart { node: usize },
-    Resume { node: usize, life: u64 },
+    Restart {
+        node: usize,
+    },
+    Resume {
+        node: usize,
+        life: u64,
+    },
     Heal,
     Look,
     End,
@@ -80,6 +144,7 @@ impl Event {
             Event::Frame { to: node, .. }
             | Event::Call { node, .. }
             | Event::Offer { node, .. } => Some((*node, None)),
+            Event::Plan { at, .. } => *at,
             _ => None,
         }
     }
@@ -106,6 +171,10 @@ impl Event {
             Event::Heal => (17, 0, 0),
             Event::Look => (18, 0, 0),
             Event::End => (19, 0, 0),
+            Event::Plan { at, .. } => {
+                let (n, life) = at.unwrap_or((0, None));
+                (20, n as u64, life.unwrap_or(0))
+            }
         };
         kind << 56 | a << 40 | b
     }
@@ -132,6 +201,8 @@ pub struct World {
     pub genesis: BTreeMap<GroupId, Vec<(ReplicaId, NodeId)>>,
     pub placement: BTreeMap<GroupId, Vec<(ReplicaId, usize)>>,
     pub moves: BTreeMap<GroupId, Move>,
+    /// Of the meta group, where the planner moves replicas.
+    pub records: Option<Records>,
     replicas: u64,
     pub report: Report,
     hash: Xxh3,
@@ -145,11 +216,7 @@ impl World {
         let faults = Faults::of_seed(&mut rng, options);
         let count = options.nodes + usize::from(faults.spare_node);
         let nodes = (1..=count as u64)
-            .map(|id| {
-                let ppm = rng.random_range(-faults.clock_ppm..=faults.clock_ppm);
-                let base_ns = rng.random_range(1_000_000..100_000_000_000);
-                Node::new(NodeId(id), Clock::new(base_ns, ppm))
-            })
+            .map(|id| Node::new(NodeId(id), random_clock(&mut rng, faults.clock_ppm)))
             .collect();
         World {
             seed,
@@ -167,6 +234,7 @@ impl World {
             genesis: BTreeMap::new(),
             placement: BTreeMap::new(),
             moves: BTreeMap::new(),
+            records: None,
             replicas: 0,
             report: Report::default(),
             hash: Xxh3::new(),
@@ -209,7 +277,8 @@ impl World {
             if look && self.is_at_rest() {
                 return Ok(());
             }
-            if self.ended_ns.is_some_and(|e| self.now_ns > e + REST_NS) {
+            let rest_ns = if self.options.planner { MOVES_REST_NS } else { REST_NS };
+            if self.ended_ns.is_some_and(|e| self.now_ns > e + rest_ns) {
                 break;
             }
         }
@@ -218,7 +287,12 @@ impl World {
 
     fn begin(&mut self) -> Held {
         let nodes = self.options.nodes;
-        for p in 0..self.faults.partitions {
+        if self.options.planner {
+            self.begin_records()?;
+            self.elect()?;
+        }
+        let scripted = if self.options.planner { 0 } else { self.faults.partitions };
+        for p in 0..scripted {
             let group = GroupId::of_partition(p);
             let hosts: Vec<(ReplicaId, usize)> =
                 (0..3).map(|i| (self.next_replica(), (p as usize + i) % nodes)).collect();
@@ -230,6 +304,9 @@ impl World {
         for n in 0..self.nodes.len() {
             self.start(n)?;
             for (group, hosts) in self.placement.clone() {
+                if self.records.is_some() {
+                    continue;
+                }
                 for (replica, _) in hosts.iter().filter(|(_, at)| *at == n) {
                     self.found(n, group, *replica);
                 }
@@ -258,6 +335,10 @@ impl World {
     pub fn next_replica(&mut self) -> ReplicaId {
         self.replicas += 1;
         ReplicaId(self.replicas)
+    }
+
+    pub fn new_clock(&mut self) -> Clock {
+        random_clock(&mut self.rng, self.faults.clock_ppm)
     }
 
     pub fn partition_of(&self, stream: &str) -> u32 {
@@ -325,11 +406,16 @@ impl World {
                 self.note(|| "the network is whole".into());
                 self.network.heal();
             }
+            Event::Plan { what, .. } => return self.plan_event(what),
             Event::Look => {
+                self.watch_planner()?;
                 self.go_on_moves();
                 self.after(self.faults.look_gap_ms * 1_000_000, Event::Look);
             }
-            Event::End => self.end(),
+            Event::End => {
+                self.end();
+                return self.end_scaling();
+            }
         }
         Ok(())
     }
@@ -358,6 +444,9 @@ impl World {
             commit_back_at_restart: planted(Planted::CommitBackAtRestart),
             membership_lost_at_restart: planted(Planted::MembershipLostAtRestart),
             change_without_commit: planted(Planted::ChangeWithoutCommit),
+            stale_change: planted(Planted::StaleStepTaken),
+            checkpoint_without_receiver: planted(Planted::CheckpointWithoutReceiver),
+            compaction_past_transfer: planted(Planted::CompactionPastTransfer),
         };
         DriverSettings {
             tick_ms: TICK_MS,
@@ -373,7 +462,7 @@ impl World {
         }
     }
 
-    fn apply_faults(&self) -> ApplyFaults {
+    pub fn apply_faults(&self) -> ApplyFaults {
         ApplyFaults {
             revision_before_ids: self.options.planted == Some(Planted::RevisionCheckedBeforeIds),
             ..ApplyFaults::default()
@@ -381,13 +470,14 @@ impl World {
     }
 
     /// Starts a node's process on what its disk holds.
-    fn start(&mut self, n: usize) -> Held {
-        if self.nodes[n].running.is_some() {
+    pub fn start(&mut self, n: usize) -> Held {
+        if self.nodes[n].running.is_some() || self.nodes[n].gone {
             return Ok(());
         }
         let (settings, faults) = (self.settings(n), self.apply_faults());
+        let forgets = self.options.planted == Some(Planted::DestroyedForgotten);
         let closed = |detail| Broken { kind: Kind::Closed, detail };
-        let found = self.nodes[n].start(self.now_ns, settings, faults).map_err(closed)?;
+        let found = self.nodes[n].start(self.now_ns, settings, faults, forgets).map_err(closed)?;
         self.note(|| format!("node {} starts with {} replicas", n + 1, found.len()));
         for (record, vote, applied) in found {
             self.check.starts(&record, vote, applied)?;
@@ -405,15 +495,20 @@ impl World {
         let flush_ns = around_ms(&mut self.rng, self.faults.flush_gap_ms);
         self.after(flush_ns, Event::Flush { node: n, life });
         self.wake(n);
+        if let Some(version) = self.records.as_ref().map(Records::last) {
+            self.follow(n)?;
+            self.tell(n, version);
+        }
         Ok(())
     }
 
     /// Makes a new replica on a node that runs.
     pub fn found(&mut self, n: usize, group: GroupId, replica: ReplicaId) {
         let (voters, faults) = (self.genesis[&group].clone(), self.apply_faults());
+        let first = voters[0].0 == replica;
         self.note(|| format!("{replica} of {group} is made on node {}", n + 1));
         self.check.founded(replica);
-        if let Err(reason) = self.nodes[n].found(group, replica, &voters, faults) {
+        if let Err(reason) = self.nodes[n].found(group, replica, &voters, first, faults) {
             self.note(|| reason);
         }
         self.wake(n);
@@ -448,8 +543,10 @@ impl World {
         };
         running.step_ns = u64::MAX;
         let mut inputs = std::mem::take(&mut running.inputs);
+        let kept = running.kept_logs();
         let round = running.driver.step(node.clock.now(self.now_ns), &mut inputs);
         let tick_ns = running.driver.next_tick_ns();
+        running.check_kept_logs(&kept, self.faults.kept_log_bytes)?;
         self.send(n, round.messages)?;
         if !round.write.is_empty() {
             if let Some(running) = &mut self.nodes[n].running {
@@ -459,6 +556,12 @@ impl World {
         }
         for task in round.apply {
             self.check.handed(&task, &self.nodes)?;
+            if let ApplyTask::Install { group, .. } = &task
+                && let Some(record) =
+                    self.nodes[n].running.as_ref().and_then(|r| r.driver.record(*group))
+            {
+                self.check.installs(record)?;
+            }
             self.queue_task(n, task);
         }
         for (group, replica, node) in round.checkpoints_wanted {
@@ -467,6 +570,8 @@ impl World {
         self.check.state(n, &self.nodes, self.now_ns)?;
         self.poll_calls(n);
         self.poll_installs(n);
+        self.poll_steps(n)?;
+        self.poll_leaving(n)?;
         let late_ns = self.faults.late_ns(&mut self.rng);
         let at_ns = self.nodes[n].clock.at_boot_ns(tick_ns).max(self.now_ns + 1) + late_ns;
         self.step_at(n, at_ns);
@@ -591,7 +696,9 @@ impl World {
             let Some(task) = lane.tasks.pop_front() else { break };
             let group = task.group();
             let Some(notice) = lane.applier.run(task) else { continue };
+            let leaves = running.leaving.as_ref().is_some_and(|l| l.group == group);
             if let ApplyNotice::Applied { .. } = notice
+                && !leaves
                 && let Some(view) = running.views.get(&group)
             {
                 let mark = view
@@ -608,7 +715,7 @@ impl World {
         }
         self.apply_later(n, at);
         self.poll_calls(n);
-        Ok(())
+        self.poll_leaving(n)
     }
 
     /// The flush thread looks at the databases.
@@ -622,6 +729,7 @@ impl World {
                 self.input(n, Input::Flushed { group, replica, index });
             }
         }
+        self.nodes[n].seen_durable = self.nodes[n].seen;
         let ns = around_ms(&mut self.rng, self.faults.flush_gap_ms);
         self.after(ns, Event::Flush { node: n, life });
     }
@@ -631,6 +739,7 @@ impl World {
         self.clients_rest()
             && self.clients_are_idle()
             && self.moves.is_empty()
+            && self.records_rest()
             && self.placement.keys().all(|group| self.group_rests(*group))
     }
 
@@ -670,6 +779,7 @@ impl World {
                 }
             }
         }
+        out += &self.planner_unrest();
         out
     }
 
@@ -706,6 +816,11 @@ impl World {
             }
         }
     }
+}
+
+fn random_clock(rng: &mut StdRng, most_ppm: i64) -> Clock {
+    let ppm = rng.random_range(-most_ppm..=most_ppm);
+    Clock::new(rng.random_range(1_000_000..100_000_000_000), ppm)
 }
 
 /// Swaps the content of two entries that wait for apply: a planted fault.

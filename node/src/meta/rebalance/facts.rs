@@ -6,7 +6,7 @@ use crate::meta::state::{is_active, is_draining};
 use crate::raft::membership::Membership;
 use ringfold_proto::internal::{LeaderReport, MetaPartition, MetaState, ReplicaReport};
 use ringfold_topology::plan::{
-    Health, MemberState, PartitionFact, PlanMember, Reach, ReplicaFact, Role,
+    Health, Limits, MemberState, PartitionFact, PlanInput, PlanMember, Reach, ReplicaFact, Role,
 };
 use std::collections::HashMap;
 use std::time::Duration;
@@ -82,6 +82,18 @@ impl Observation {
             target: state.placement.iter().map(target_of).collect(),
             partitions,
             leaders,
+        }
+    }
+
+    pub fn plan_input(&self, limits: Limits) -> PlanInput<'_> {
+        PlanInput {
+            members: &self.members,
+            replication_factor: self.replication_factor,
+            load_factor: ringfold_topology::LOAD_FACTOR,
+            target: &self.target,
+            partitions: &self.partitions,
+            limits,
+            is_paused: self.paused,
         }
     }
 }

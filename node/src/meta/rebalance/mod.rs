@@ -8,6 +8,9 @@
 //! Nothing is remembered between rounds but who was heard when: whoever leads next goes on.
 pub mod contacts;
 pub mod facts;
+pub mod fence;
+pub mod intent;
+pub mod report;
 pub mod steps;
 mod view;
 
@@ -17,12 +20,11 @@ use crate::partition::apply::MetaOutcome;
 use crate::raft::handle::ProposeError;
 use contacts::Contacts;
 use facts::Observation;
+use intent::Intent;
 use parking_lot::Mutex;
-use ringfold_proto::internal::meta_command::Command;
-use ringfold_proto::internal::meta_place::Nodes;
-use ringfold_proto::internal::{MetaCommand, MetaRetarget, MetaState, ReportAnswer, Step};
+use ringfold_proto::internal::{MetaCommand, MetaState, ReportAnswer, Step};
 use ringfold_proto::v1;
-use ringfold_topology::plan::{Limits, MemberState, Plan, PlanInput};
+use ringfold_topology::plan::{Limits, Plan};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,7 +39,7 @@ const IDLE: Duration = Duration::from_millis(500);
 /// While something moves.
 const BUSY: Duration = Duration::from_millis(100);
 /// Steps under way at once; each has an end of its own.
-const STEPS_MAX: usize = 32;
+pub const STEPS_MAX: usize = 32;
 
 #[derive(Debug, Clone)]
 pub struct RebalanceSettings {
@@ -119,22 +121,10 @@ impl Rebalance {
     /// Why a drain of the node could not end; nothing before the first look at the cluster.
     pub fn drain_obstacles(&self, node: NodeId) -> Vec<String> {
         let known = self.known.lock();
-        let input = self.input(&known.observation);
+        let input = known.observation.plan_input(self.settings.limits);
         match ringfold_topology::plan::can_drain(&input, &[node.0]) {
             Ok(()) => Vec::new(),
             Err(reasons) => reasons.iter().map(ToString::to_string).collect(),
-        }
-    }
-
-    fn input<'a>(&self, o: &'a Observation) -> PlanInput<'a> {
-        PlanInput {
-            members: &o.members,
-            replication_factor: o.replication_factor,
-            load_factor: ringfold_topology::LOAD_FACTOR,
-            target: &o.target,
-            partitions: &o.partitions,
-            limits: self.settings.limits,
-            is_paused: o.paused,
         }
     }
 
@@ -205,7 +195,7 @@ impl Rebalance {
             }
             return BUSY;
         }
-        let plan = ringfold_topology::plan::plan(&self.input(&observation));
+        let plan = ringfold_topology::plan::plan(&observation.plan_input(self.settings.limits));
         self.publish(&observation, &plan);
         let at_rest = plan.at_rest;
         running.start(host, &observation, plan);
@@ -214,31 +204,19 @@ impl Rebalance {
 
     /// The command for a new intent, when members have changed since the last one.
     fn retarget(&self, o: &Observation, running: &mut Running) -> Option<MetaCommand> {
-        let members = fit_members(o);
-        let key = (members, o.target.clone());
-        if running.placed.as_ref() == Some(&key) {
-            return None;
-        }
-        let explained = match ringfold_topology::plan::retarget(&self.input(o)) {
-            Ok(explained) => explained,
+        match running.intent.due(o, self.settings.limits) {
+            Ok(due) => {
+                let due = due?;
+                for line in &due.explanation {
+                    tracing::info!(line, "placement");
+                }
+                Some(due.command)
+            }
             Err(e) => {
                 running.say(format!("the partitions keep their targets: {e}"));
-                return None;
+                None
             }
-        };
-        let target = explained.placement.partitions;
-        running.placed = Some(key);
-        if target == o.target {
-            return None;
         }
-        for line in &explained.explanation {
-            tracing::info!(line, "placement");
-        }
-        let partitions = target.into_iter().map(|node_ids| Nodes { node_ids }).collect();
-        Some(MetaCommand {
-            if_epoch: o.epoch,
-            command: Some(Command::Retarget(MetaRetarget { partitions })),
-        })
     }
 
     fn publish(&self, o: &Observation, plan: &Plan) {
@@ -251,29 +229,12 @@ impl Rebalance {
     }
 }
 
-/// Who may be given replicas: when this changes, the intent may.
-type FitMembers = Vec<(u64, String, u32, bool)>;
-
-fn fit_members(o: &Observation) -> FitMembers {
-    let lost = |m: &ringfold_topology::plan::PlanMember| {
-        matches!(m.reach, ringfold_topology::plan::Reach::Down { lost: true })
-    };
-    o.members
-        .iter()
-        .filter(|m| m.state == MemberState::Active && !lost(m))
-        .map(|m| {
-            (m.node_id, m.zone.clone(), m.weight, m.reach == ringfold_topology::plan::Reach::Up)
-        })
-        .collect()
-}
-
 /// What goes on between rounds.
 #[derive(Default)]
 struct Running {
     steps: JoinSet<(u32, Result<(), String>)>,
     partitions: HashSet<u32>,
-    /// What the last intent was computed from.
-    placed: Option<(FitMembers, Vec<Vec<u64>>)>,
+    intent: Intent,
     said: String,
 }
 
@@ -288,6 +249,7 @@ impl Running {
                         tracing::debug!(partition, reason, "step not taken, planned again");
                     }
                 }
+                Err(e) if e.is_cancelled() => {}
                 Err(e) => {
                     tracing::error!(error = %e, "a step failed");
                     // Which one is not known: none goes on.

@@ -81,6 +81,10 @@ impl Todo {
         }))
     }
 
+    pub fn into_requests(self) -> Vec<Request> {
+        self.0
+    }
+
     pub async fn run(self, host: &dyn Host) -> Result<(), String> {
         let requests = async {
             for request in self.0 {

@@ -275,7 +275,7 @@ fn a_member_is_drained_and_then_removed_and_turns_round_in_between() {
     let forget = |confirmed| {
         Command::ForgetReplica(MetaForgetReplica { partition: 0, replica_id: 6, confirmed })
     };
-    let replica = state.placement[0].replicas[2].clone();
+    let replica = state.placement[0].replicas[2];
     assert_eq!((replica.replica_id, replica.node_id), (6, 3));
     assert!(matches!(apply(&mut state, forget(false)), MetaOutcome::Refused(_)));
     assert_eq!(apply(&mut state, forget(true)), MetaOutcome::Done);

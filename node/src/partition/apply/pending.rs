@@ -3,10 +3,12 @@ use crate::partition::heads::{Head, Heads};
 use crate::partition::keys::{self, encode_value};
 use crate::partition::position;
 use crate::partition::store::Batch;
-use bytes::Bytes;
 use ringfold_proto::internal::{IdRecord, PositionRun, PositionsRecord};
 use std::collections::HashMap;
 use std::sync::Arc;
+
+/// Room for ids that stays between batches.
+const IDS_KEPT: usize = 1_024;
 
 /// One batch as it grows: events, ids and snapshots in `batch`, heads and positions beside it.
 #[derive(Default)]
@@ -14,6 +16,8 @@ pub struct Pending {
     pub batch: Batch,
     pub heads: Vec<PendingHead>,
     by_stream: HashMap<Arc<str>, usize>,
+    /// Ids stored by this batch, by their head.
+    pub ids: HashMap<(usize, [u8; keys::ID_BYTES]), IdRecord>,
     runs: Vec<Run>,
     /// Bytes that the changed states will have, at most. A function of the entries alone, as the
     /// bounds of batches must be.
@@ -26,8 +30,6 @@ pub struct PendingHead {
     pub hash: u64,
     /// `None`: there is no such stream.
     pub head: Option<Head>,
-    /// Ids stored by this batch.
-    pub ids: HashMap<Bytes, IdRecord>,
     /// The store knows the stream.
     pub in_store: bool,
     pub changed: bool,
@@ -67,11 +69,15 @@ impl Pending {
             in_store: head.is_some(),
             stream: stream.clone(),
             head,
-            ids: HashMap::new(),
             changed: false,
         });
         self.by_stream.insert(stream, at);
         at
+    }
+
+    /// An id that this batch has stored.
+    pub fn id(&self, head: usize, id: &[u8]) -> Option<&IdRecord> {
+        self.ids.get(&(head, id.try_into().ok()?))
     }
 
     pub fn run(&mut self, run: Run) {
@@ -128,6 +134,8 @@ impl Pending {
             }
         }
         self.runs.clear();
+        self.ids.clear();
+        self.ids.shrink_to(IDS_KEPT);
         self.state_bytes = 0;
         self.batch.clear();
     }

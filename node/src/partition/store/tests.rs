@@ -2,6 +2,7 @@
 use super::*;
 use crate::partition::keys;
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 #[derive(Debug, Clone)]
@@ -169,17 +170,21 @@ proptest! {
     }
 }
 
+/// The files of a database that is open, as they are at one moment: what RocksDB needs no more it
+/// removes at any time, and then what names it was copied too early.
 pub(crate) fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for file in std::fs::read_dir(from).unwrap() {
-        let file = file.unwrap();
-        if file.file_name() != "LOCK" {
-            match std::fs::copy(file.path(), to.join(file.file_name())) {
-                // What RocksDB needs no more it removes at any time.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                copied => _ = copied.unwrap(),
-            }
+    let names = || {
+        let files = std::fs::read_dir(from).unwrap().map(|f| f.unwrap().file_name());
+        files.filter(|name| name != "LOCK").collect::<BTreeSet<_>>()
+    };
+    loop {
+        let before = names();
+        std::fs::create_dir(to).unwrap();
+        let copied = before.iter().all(|n| std::fs::copy(from.join(n), to.join(n)).is_ok());
+        if copied && names() == before {
+            return;
         }
+        std::fs::remove_dir_all(to).unwrap();
     }
 }
 

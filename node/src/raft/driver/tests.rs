@@ -1,0 +1,247 @@
+//! How proposals become entries. What drivers do among each other is in `tests/tests/simulation.rs`.
+use super::*;
+use crate::partition::apply::{Genesis, PartitionMachine};
+use crate::partition::store::MemoryDisk;
+use crate::raft::handle::Applied;
+use crate::raft::log::LogBatch;
+use crate::raft::log::memory::MemoryLog;
+use bytes::Bytes;
+
+const GROUP: GroupId = GroupId(1);
+
+/// A driver with one replica.
+struct Node {
+    driver: Driver,
+    log: Arc<MemoryLog>,
+    number: u64,
+    view: Arc<ReplicaView>,
+    ms: u64,
+}
+
+impl Node {
+    /// Node and replica have the same number; the first voter campaigns at once.
+    fn start(settings: DriverSettings, voters: &[u64]) -> (Node, Round) {
+        let me = settings.node.0;
+        let log = Arc::new(MemoryLog::default());
+        let store = MemoryDisk::default().open("x".as_ref(), true).unwrap();
+        let machine = PartitionMachine::with_store(store, &Genesis::new(0, 2, []), true).unwrap();
+        let reader = crate::raft::apply::StateMachine::reader(&machine);
+        let view = Arc::new(ReplicaView::new(GROUP, ReplicaId(me), reader, Applied::default()));
+        let voters: Vec<_> = voters.iter().map(|v| (ReplicaId(*v), NodeId(*v))).collect();
+        let record = ReplicaRecord {
+            group: GROUP,
+            replica: ReplicaId(me),
+            directory: 1,
+            membership: Membership::genesis(&voters),
+            membership_index: 0,
+            truncated_index: 0,
+            truncated_term: 0,
+            destroyed: false,
+            first_placed: voters[0].0.0 == me,
+        };
+        let driver = Driver::new(settings, log.clone(), Now::default());
+        let mut node = Node { driver, log, number: 0, view: view.clone(), ms: 1 };
+        let (machine, fresh) = (Box::new(machine), true);
+        let new = NewGroup { record, vote: None, last_index: 0, fresh, machine, view };
+        let round = node.step(vec![Input::Create(Box::new(new))]);
+        (node, round)
+    }
+
+    /// Alone in its group.
+    fn alone(settings: DriverSettings) -> Node {
+        let (mut node, round) = Node::start(settings, &[1]);
+        node.sync(round);
+        assert_eq!(node.driver.role(GROUP), Some(Role::Leader));
+        node
+    }
+
+    fn step(&mut self, mut inputs: Vec<Input>) -> Round {
+        let now = Now { boot_ns: self.ms * 1_000_000, wall_ms: EPOCH_UNIX_MS + self.ms };
+        self.driver.step(now, &mut inputs)
+    }
+
+    /// The round's writes and all that follows from them are synced. Entries that are applied then.
+    fn sync(&mut self, mut round: Round) -> Vec<(u64, usize)> {
+        let mut applied = Vec::new();
+        loop {
+            for task in std::mem::take(&mut round.apply) {
+                if let ApplyTask::Entries { entries, .. } = task {
+                    applied.extend(entries.iter().map(|e| (e.index, e.replies.len())));
+                }
+            }
+            if round.write.is_empty() {
+                applied.retain(|(_, replies)| *replies > 0);
+                return applied;
+            }
+            round = self.sync_once(round);
+        }
+    }
+
+    /// The round after the sync of this one's writes.
+    fn sync_once(&mut self, round: Round) -> Round {
+        self.number += 1;
+        self.log.write(self.number, LogBatch { ops: round.write.ops }).unwrap();
+        self.step(vec![Input::Persisted(round.write.persisted)])
+    }
+
+    fn propose(&mut self, bytes: usize) -> Input {
+        let (reply, _) = oneshot::channel();
+        let commands = vec![Bytes::from(vec![0; bytes])];
+        Input::Request(Request::Propose { group: GROUP, commands, after_position: 0, reply })
+    }
+
+    fn propose_many(&mut self, count: usize, bytes: usize) -> Vec<Input> {
+        (0..count).map(|_| self.propose(bytes)).collect()
+    }
+
+    fn entry_in_flight(&self) -> bool {
+        self.view.entry_in_flight.load(Ordering::Acquire)
+    }
+}
+
+fn entries(round: &Round) -> usize {
+    let count = |op: &LogOp| match op {
+        LogOp::Entries { entries, .. } => entries.len(),
+        _ => 0,
+    };
+    round.write.ops.iter().map(count).sum()
+}
+
+#[test]
+fn what_waits_while_an_entry_is_under_way_becomes_one_entry() {
+    let mut node = Node::alone(DriverSettings::new(NodeId(1)));
+    assert!(!node.entry_in_flight());
+    let inputs = node.propose_many(3, 100);
+    let first = node.step(inputs);
+    assert_eq!(entries(&first), 1);
+    assert!(node.entry_in_flight());
+    for _ in 0..5 {
+        let inputs = node.propose_many(2, 100);
+        let round = node.step(inputs);
+        assert_eq!(entries(&round), 0, "a small entry overtook the sync");
+    }
+    // The sync of the first one makes room for the second, in the same round.
+    let second = node.sync_once(first);
+    assert_eq!(entries(&second), 1);
+    let replies: Vec<usize> = node.sync(second).into_iter().map(|(_, r)| r).collect();
+    assert_eq!(replies, [3, 10]);
+    assert!(!node.entry_in_flight());
+}
+
+#[test]
+fn full_entries_go_one_behind_the_other_up_to_the_window() {
+    let settings = DriverSettings::new(NodeId(1));
+    let full = settings.entry_joins_bytes as usize;
+    let window = settings.entries_in_flight as usize;
+    let mut node = Node::alone(settings);
+    let mut made = 0;
+    for _ in 0..window + 2 {
+        let inputs = node.propose_many(1, full);
+        let round = node.step(inputs);
+        made += entries(&round);
+    }
+    assert_eq!(made, window);
+}
+
+/// Three nodes, of which the first leads. Messages that are not taken are delivered and followed up.
+struct Three([Node; 3]);
+
+type Sent = Vec<(NodeId, NodeId, PeerMessage)>;
+
+impl Three {
+    fn led_by_first() -> Three {
+        let start = |me| Node::start(DriverSettings::new(NodeId(me)), &[1, 2, 3]);
+        let [a, b, c] = [start(1), start(2), start(3)];
+        let mut three = Three([a.0, b.0, c.0]);
+        for (at, round) in [(1, b.1), (2, c.1), (0, a.1)] {
+            let sent = three.settle(at, round);
+            three.deliver(sent);
+        }
+        assert_eq!(three.0[0].driver.role(GROUP), Some(Role::Leader));
+        three
+    }
+
+    /// Syncs a node's round, reports what it applied, and all that follows there; what it sends.
+    fn settle(&mut self, at: usize, mut round: Round) -> Sent {
+        let (node, from) = (&mut self.0[at], NodeId(at as u64 + 1));
+        let mut sent = Vec::new();
+        loop {
+            let messages = round.messages.drain(..).chain(round.write.messages.drain(..));
+            sent.extend(messages.map(|(to, _, m)| (from, to, m)));
+            let mut inputs = Vec::new();
+            for task in round.apply.drain(..) {
+                if let ApplyTask::Entries { group, replica, entries } = task {
+                    let index = entries.last().unwrap().index;
+                    node.view.applied.send_replace(Applied { index, position: 0 });
+                    let applied = ApplyNotice::Applied { group, replica, index };
+                    inputs.push(Input::Notices(vec![applied]));
+                }
+            }
+            if !round.write.is_empty() {
+                node.number += 1;
+                node.log.write(node.number, LogBatch { ops: round.write.ops }).unwrap();
+                inputs.push(Input::Persisted(round.write.persisted));
+            }
+            if inputs.is_empty() {
+                return sent;
+            }
+            round = node.step(inputs);
+        }
+    }
+
+    fn deliver(&mut self, mut sent: Sent) {
+        while !sent.is_empty() {
+            let mut next = Vec::new();
+            for (from, to, m) in sent {
+                let at = to.0 as usize - 1;
+                let round = self.0[at].step(vec![Input::Messages { from, messages: vec![m] }]);
+                next.extend(self.settle(at, round));
+            }
+            sent = next;
+        }
+    }
+
+    /// Asks for some reads; what the leader sends because of it.
+    fn read(&mut self, count: usize) -> (Vec<oneshot::Receiver<Result<(), ReadError>>>, Sent) {
+        let (replies, receivers): (Vec<_>, _) = (0..count).map(|_| oneshot::channel()).unzip();
+        let ask = |reply| Input::Request(Request::ReadIndex { group: GROUP, reply });
+        let round = self.0[0].step(replies.into_iter().map(ask).collect());
+        (receivers, self.settle(0, round))
+    }
+
+    fn read_in_flight(&self) -> bool {
+        self.0[0].view.read_in_flight.load(Ordering::Acquire)
+    }
+}
+
+#[test]
+fn reads_that_come_in_while_a_round_is_under_way_share_the_next_one() {
+    let mut three = Three::led_by_first();
+    let (first, round) = three.read(3);
+    assert_eq!(round.len(), 2, "a heartbeat to each follower");
+    assert!(three.read_in_flight());
+    let mut others = Vec::new();
+    for _ in 0..4 {
+        let (receivers, sent) = three.read(2);
+        assert!(sent.is_empty(), "a round of its own");
+        others.extend(receivers);
+    }
+    three.deliver(round);
+    for mut read in first.into_iter().chain(others) {
+        assert_eq!(read.try_recv(), Ok(Ok(())));
+    }
+    assert!(!three.read_in_flight());
+}
+
+#[test]
+fn a_round_that_was_lost_does_not_hold_later_reads_up() {
+    let mut three = Three::led_by_first();
+    let (mut first, lost) = three.read(1);
+    drop(lost);
+    three.0[0].ms += 51;
+    let (mut second, round) = three.read(1);
+    assert_eq!(round.len(), 2);
+    three.deliver(round);
+    assert_eq!(second[0].try_recv(), Ok(Ok(())));
+    assert_eq!(first[0].try_recv(), Ok(Ok(())));
+}
