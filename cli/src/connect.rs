@@ -1,8 +1,11 @@
 //! The client, from the global arguments; its errors, as ours.
 use crate::Global;
 use crate::error::{CliError, Exit};
-use ringfold_client::{Client, ClientConfig, ClientError, ServerError};
+use ringfold_client::{Client, ClientConfig, ClientError, ServerError, Topology};
 use std::time::Duration;
+use tokio::time::Instant;
+
+const POLL: Duration = Duration::from_millis(100);
 
 /// Connects to the cluster.
 pub async fn connect(global: &Global) -> Result<Client, CliError> {
@@ -18,6 +21,25 @@ pub async fn connect(global: &Global) -> Result<Client, CliError> {
             ),
         }
     })
+}
+
+/// The topology, from a node that knows members: one that has just started may not, and another one
+/// is asked then.
+pub async fn members_of(client: &Client, global: &Global) -> Result<Topology, CliError> {
+    let end = Instant::now() + Duration::from_millis(global.timeout_ms);
+    loop {
+        let topology = client.topology().await?;
+        if !topology.members.is_empty() {
+            return Ok(topology);
+        }
+        if Instant::now() >= end {
+            let message = "no node that answers belongs to a cluster yet";
+            return Err(CliError::new(Exit::Unavailable, message).action(
+                "wait until it has joined, or create a cluster with `ringfold bootstrap`",
+            ));
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 fn answered(e: ServerError) -> CliError {

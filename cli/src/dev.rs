@@ -1,23 +1,32 @@
 //! `ringfold dev`: a cluster on this machine, each node a process of its own, for as long as this
 //! program runs.
+mod beside;
+mod changes;
+mod control;
 mod folder;
 mod plan;
 mod process;
+mod scale;
+mod settled;
+mod signals;
 
+use crate::Global;
 use crate::error::{CliError, Exit};
 use crate::output::{Format, Out, say, spinner};
+use beside::Beside;
 use folder::Folder;
-use futures::StreamExt;
-use plan::{NodePlan, Remembered, Wanted};
-use process::{Beside, Death, Nodes};
+use plan::NodePlan;
+use process::{End, Nodes};
 use ringfold_proto::v1::cluster_client::ClusterClient;
 use ringfold_proto::v1::{BootstrapRequest, TopologyRequest};
 use rustix::process::Signal;
 use serde::Serialize;
+use settled::{PlanError, Remembered, Wanted, settle};
+use signals::Signals;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
@@ -27,7 +36,10 @@ const POLL: Duration = Duration::from_millis(50);
 const CALL_WITHIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    subcommand: Option<Subcommand>,
     /// Number of nodes, 1 to 20 [default: 3]
     #[arg(long)]
     nodes: Option<u32>,
@@ -57,6 +69,13 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Subcommand {
+    /// Starts or drains nodes of the running `ringfold dev` that --endpoints names, until it has
+    /// NODES of them and is at rest; writers go on
+    Scale(scale::Args),
+}
+
 /// What `-o json` says once the cluster serves.
 #[derive(Serialize)]
 struct Serving<'a> {
@@ -77,27 +96,35 @@ struct ServingNode<'a> {
     log: &'a std::path::Path,
 }
 
-/// Runs the cluster and returns the exit code. Call it from the main thread (see `process`).
-pub async fn run(args: Args, format: Format) -> Result<u8, CliError> {
+/// Runs the cluster, or scales a running one, and returns the exit code. Call it from the main thread
+/// (see `process`).
+pub async fn run(args: Args, global: &Global) -> Result<u8, CliError> {
+    match args.subcommand {
+        Some(Subcommand::Scale(args)) => scale::run(args, global).await,
+        None => run_cluster(args, global.output).await,
+    }
+}
+
+async fn run_cluster(args: Args, format: Format) -> Result<u8, CliError> {
     let wanted = Wanted { nodes: args.nodes, partitions: args.partitions, port: args.port };
     // What can be refused is refused before anything is written.
-    plan::settle(wanted, None, Uuid::nil())?;
+    settle(wanted, None, Uuid::nil())?;
     let binary = process::node_binary()?;
     let mut signals = Signals::new()?;
     let folder = Folder::open(args.data.as_deref())?;
-    let settled = plan::settle(wanted, folder.remembered()?, Uuid::new_v4())?;
+    let settled = settle(wanted, folder.remembered()?, Uuid::new_v4())?;
     let plans = plan::nodes(&settled, folder.path());
     process::check_ports(&plans)?;
     folder.remember(&settled)?;
     folder.gossip_key(&format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()))?;
     say(format_args!(
         "starting {} nodes in {}{}",
-        settled.nodes,
+        settled.nodes(),
         folder.path().display(),
         if folder.is_temporary() { " (removed at the end)" } else { "" }
     ));
     let mut nodes = Nodes::start(&plans, &binary)?;
-    let cluster = Cluster { args: &args, folder: &folder, settled, plans: &plans, format };
+    let cluster = Cluster { args: &args, folder: &folder, binary, settled, plans, format };
     let end = cluster.drive(&mut nodes, &mut signals).await;
     if nodes.any_left() {
         say(format_args!("stopping the nodes"));
@@ -117,8 +144,9 @@ pub async fn run(args: Args, format: Format) -> Result<u8, CliError> {
 struct Cluster<'a> {
     args: &'a Args,
     folder: &'a Folder,
+    binary: PathBuf,
     settled: Remembered,
-    plans: &'a [NodePlan],
+    plans: Vec<NodePlan>,
     format: Format,
 }
 
@@ -126,11 +154,22 @@ impl Cluster<'_> {
     /// From started nodes to the end of everything but them.
     async fn drive(mut self, nodes: &mut Nodes, signals: &mut Signals) -> Result<u8, CliError> {
         let started = Instant::now();
-        let died = |death: Death| CliError::other(death.message);
-        tokio::select! {
-            served = self.serve() => served?,
-            death = nodes.next_death() => return Err(died(death)),
-            s = signals.next() => return Ok(128 + s.as_raw() as u8),
+        let died = |end: End| CliError::other(end.message);
+        // Whoever asks before the cluster serves, waits.
+        let (calls, mut asked) = mpsc::channel(1);
+        if let Err(e) = control::listen(self.settled.port, calls.clone()) {
+            say(format_args!("`ringfold dev scale` will not reach this cluster: {e}"));
+        }
+        loop {
+            tokio::select! {
+                served = self.serve() => break served?,
+                end = nodes.next_end() => match end.is_removed {
+                    // Its removal was the last that was heard before this began.
+                    true => self.forget(end.number).await?,
+                    false => return Err(died(end)),
+                },
+                s = signals.next() => return Ok(128 + s.as_raw() as u8),
+            }
         }
         self.introduce(nodes, started.elapsed())?;
         let endpoints = self.endpoints().join(",");
@@ -154,9 +193,13 @@ impl Cluster<'_> {
                     beside = None;
                     say(format_args!("the command has ended well; the cluster serves until Ctrl-C"));
                 }
-                death = nodes.next_death() => {
+                end = nodes.next_end() => {
+                    if end.is_removed {
+                        self.forget(end.number).await?;
+                        continue;
+                    }
                     if self.args.keep_going && nodes.any_left() {
-                        say(format_args!("{}", death.message));
+                        say(format_args!("{}", end.message));
                         continue;
                     }
                     if let Some(beside) = &mut beside {
@@ -167,12 +210,17 @@ impl Cluster<'_> {
                     } else {
                         "start it again on the same --data, or with --keep-going to go on without the node"
                     };
-                    return Err(died(death).action(action));
+                    return Err(died(end).action(action));
                 }
+                call = asked.recv() => if let Some(call) = call {
+                    let answer = self.answer(call.ask, nodes).await;
+                    // Whoever asked may have gone; what was done stays.
+                    let _ = call.reply.send(answer);
+                },
                 s = signals.next() => match &mut beside {
                     None => return Ok(0),
                     // The terminal has sent it to the command as well, which decides what it means.
-                    Some(_) if s == Signal::INT && process::in_foreground() => {}
+                    Some(_) if s == Signal::INT && beside::in_foreground() => {}
                     Some(beside) if s == Signal::INT => beside.signal(Signal::INT),
                     Some(beside) => {
                         beside.stop().await;
@@ -230,8 +278,8 @@ impl Cluster<'_> {
         let request = BootstrapRequest {
             cluster_id: self.settled.cluster_id.to_string(),
             partitions: self.settled.partitions,
-            replication_factor: plan::replication_factor(self.settled.nodes),
-            initial_members: self.settled.nodes,
+            replication_factor: plan::replication_factor(self.settled.nodes()),
+            initial_members: self.settled.nodes(),
             ..BootstrapRequest::default()
         };
         loop {
@@ -281,7 +329,7 @@ impl Cluster<'_> {
         let endpoints = self.endpoints();
         say(format_args!(
             "{} nodes serve {} partitions after {:.1} s, at {}",
-            self.settled.nodes,
+            self.settled.nodes(),
             self.settled.partitions,
             took.as_secs_f64(),
             endpoints.join(", ")
@@ -296,7 +344,8 @@ impl Cluster<'_> {
             say(format_args!(
                 "try it from another terminal:{more}\n  \
                  ringfold append customer-42 --type Registered --data '{{\"name\":\"Ada\"}}'\n  \
-                 ringfold lookup customer-42\n\
+                 ringfold lookup customer-42\n  \
+                 ringfold dev scale 5\n\
                  Ctrl-C ends it; logs are {}",
                 self.folder.path().join("node-<i>.log").display()
             ));
@@ -307,10 +356,10 @@ impl Cluster<'_> {
                 partitions: self.settled.partitions,
                 data: self.folder.path(),
                 endpoints,
-                nodes: (self.plans.iter().enumerate())
-                    .map(|(i, plan)| ServingNode {
+                nodes: (self.plans.iter())
+                    .map(|plan| ServingNode {
                         name: &plan.name,
-                        pid: nodes.pid(i),
+                        pid: nodes.pid(plan.number),
                         endpoint: plan.endpoint(),
                         peer_address: plan.peer_address(),
                         data: &plan.data_dir,
@@ -332,36 +381,8 @@ fn channel(plan: &NodePlan) -> Result<Channel, CliError> {
     Ok(endpoint.connect_timeout(CALL_WITHIN).timeout(CALL_WITHIN).connect_lazy())
 }
 
-/// SIGINT, SIGTERM and SIGHUP, from the start on.
-struct Signals(futures::stream::SelectAll<futures::stream::BoxStream<'static, Signal>>);
-
-impl Signals {
-    fn new() -> Result<Self, CliError> {
-        let kinds = [
-            (SignalKind::interrupt(), Signal::INT),
-            (SignalKind::terminate(), Signal::TERM),
-            (SignalKind::hangup(), Signal::HUP),
-        ];
-        let streams = kinds.map(|(kind, which)| {
-            let mut signal = signal(kind)
-                .map_err(|e| CliError::other(format!("cannot listen for signals: {e}")))?;
-            let stream = futures::stream::poll_fn(move |cx| signal.poll_recv(cx));
-            Ok(stream.map(move |()| which).boxed())
-        });
-        let streams = streams.into_iter().collect::<Result<Vec<_>, CliError>>()?;
-        Ok(Self(futures::stream::select_all(streams)))
-    }
-
-    async fn next(&mut self) -> Signal {
-        match self.0.next().await {
-            Some(signal) => signal,
-            None => std::future::pending().await,
-        }
-    }
-}
-
-impl From<plan::PlanError> for CliError {
-    fn from(e: plan::PlanError) -> Self {
+impl From<PlanError> for CliError {
+    fn from(e: PlanError) -> Self {
         CliError::new(Exit::Usage, e.to_string())
     }
 }

@@ -8,8 +8,10 @@ mod error;
 mod import;
 mod list;
 mod lookup;
+mod members;
 mod output;
 mod read;
+mod rebalance;
 mod record;
 mod status;
 mod topology;
@@ -23,7 +25,7 @@ use std::process::ExitCode;
 /// Appends events, looks up the states that they fold to, and runs a cluster on this machine.
 ///
 /// Exit codes: 0 done, 1 another error, 2 usage or refused input, 3 not found, 4 not as expected
-/// (wrong revision, id conflict), 5 unavailable (try again), 6 outcome unknown (send it again with
+/// (wrong revision, id conflict, a drain that cannot end), 5 unavailable (try again), 6 outcome unknown (send it again with
 /// the same ids), 7 no room on a disk.
 #[derive(Debug, Parser)]
 #[command(name = "ringfold", version, propagate_version = true)]
@@ -76,6 +78,15 @@ enum Command {
     Status,
     /// Shows members, and who holds and leads each partition
     Topology,
+    /// What the cluster moves between nodes, and why
+    #[command(subcommand)]
+    Rebalance(rebalance::Command),
+    /// Moves everything off a node, and shows the progress until that is done
+    Drain(members::Args),
+    /// Lets a draining node take replicas again
+    Undrain(members::Args),
+    /// Takes a drained node out of the cluster for good
+    Remove(members::Args),
 }
 
 fn main() -> ExitCode {
@@ -107,7 +118,7 @@ fn run(cli: Cli) -> Result<u8, CliError> {
 async fn dispatch(cli: Cli) -> Result<u8, CliError> {
     let global = cli.global;
     match cli.command {
-        Command::Dev(args) => dev::run(args, global.output).await,
+        Command::Dev(args) => dev::run(args, &global).await,
         Command::Append(args) => append::run(args, &global).await,
         Command::Read(args) => read::run(args, &global).await,
         Command::Lookup(args) => lookup::run(args, &global).await,
@@ -117,6 +128,10 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Bootstrap(args) => bootstrap::run(args, &global).await,
         Command::Status => status::run(&global).await,
         Command::Topology => topology::run(&global).await,
+        Command::Rebalance(command) => rebalance::run(command, &global).await,
+        Command::Drain(args) => members::drain(args, &global).await,
+        Command::Undrain(args) => members::undrain(args, &global).await,
+        Command::Remove(args) => members::remove(args, &global).await,
     }
 }
 

@@ -102,7 +102,7 @@ pub fn say(what: fmt::Arguments<'_>) {
     let _ = writeln!(anstream::stderr(), "ringfold: {what}");
 }
 
-fn draw_target() -> ProgressDrawTarget {
+pub fn draw_target() -> ProgressDrawTarget {
     // Hidden by itself where stderr is no terminal.
     ProgressDrawTarget::stderr_with_hz(10)
 }
@@ -121,11 +121,24 @@ pub fn bytes_bar(length: Option<u64>) -> ProgressBar {
         Some(_) => "{bar:30} {percent:>3} %  {msg}  {eta} left",
         None => "{spinner} {binary_bytes}  {msg}",
     };
-    let bar = ProgressBar::with_draw_target(length, draw_target());
+    styled(ProgressBar::with_draw_target(length, draw_target()), template)
+}
+
+/// A progress bar of one's own template, to be drawn by a `MultiProgress`.
+pub fn bar(template: &str) -> ProgressBar {
+    styled(ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden()), template)
+}
+
+fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }
+}
+
+/// 1572864 as 1.50 MiB.
+pub fn bytes(n: u64) -> String {
+    indicatif::BinaryBytes(n).to_string()
 }
 
 /// Unix time in milliseconds as a person reads it, UTC.

@@ -1,14 +1,17 @@
-//! `ringfold status`: each node asked itself, what is wrong with it, and whether gossip hears of it.
+//! `ringfold status`: each node asked itself, what is wrong with it, and whether gossip hears of it;
+//! what is to move.
 use crate::Global;
 use crate::connect::connect;
 use crate::error::CliError;
-use crate::output::{Out, Record};
+use crate::output::{Format, Out, Record};
+use crate::rebalance::{plan_line, summary, waiting};
 use crate::topology::member_state;
 use futures::StreamExt;
 use ringfold_client::{
     Liveness, Member, MemberState, MembershipEntry, NodeStatus, ReplicaState, Topology,
 };
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 const IN_FLIGHT: usize = 16;
@@ -16,6 +19,7 @@ const IN_FLIGHT: usize = 16;
 /// A node. What only the node itself knows is null where it does not answer.
 #[derive(Serialize)]
 struct NodeRecord {
+    kind: &'static str,
     node_id: u64,
     name: String,
     state: &'static str,
@@ -34,6 +38,9 @@ struct NodeRecord {
     disk_total_bytes: Option<u64>,
     appends_refused: Option<bool>,
     problems: Vec<String>,
+    /// Partitions that it leads.
+    #[serde(skip)]
+    led: Vec<u32>,
 }
 
 impl Record for NodeRecord {
@@ -130,7 +137,11 @@ fn record(
             }
         }
     }
+    let led = status.iter().flat_map(|s| &s.replicas);
+    let led = led.filter(|r| r.state() == ReplicaState::Leader).filter_map(|r| r.partition);
     NodeRecord {
+        kind: "node",
+        led: led.collect(),
         node_id: member.node_id,
         name: member.name.clone(),
         state: member_state(member),
@@ -152,8 +163,9 @@ fn record(
     }
 }
 
-/// What is wrong with the cluster as a whole.
-fn cluster_problems(topology: &Topology) -> Vec<String> {
+/// What is wrong with the cluster as a whole. The node that answered may not know who leads a
+/// partition that it has no replica of: `led` are those that nodes lead by their own account.
+fn cluster_problems(topology: &Topology, led: &BTreeSet<u32>) -> Vec<String> {
     let mut problems = Vec::new();
     if topology.epoch == 0 {
         problems.push("partitions are not placed yet".into());
@@ -162,7 +174,7 @@ fn cluster_problems(topology: &Topology) -> Vec<String> {
         problems.push("the meta group has no known leader".into());
     }
     let leaderless: Vec<_> = (topology.partition_map.iter())
-        .filter(|p| p.leader_node_id == 0)
+        .filter(|p| p.leader_node_id == 0 && !led.contains(&p.partition))
         .map(|p| p.partition.to_string())
         .collect();
     if !leaderless.is_empty() {
@@ -191,11 +203,26 @@ pub async fn run(global: &Global) -> Result<u8, CliError> {
         .collect()
         .await;
     let mut out = Out::new(global.output);
-    let mut problems = cluster_problems(&topology);
+    let led = records.iter().flat_map(|r| r.led.iter().copied()).collect();
+    let mut problems = cluster_problems(&topology, &led);
     for record in &records {
         out.show(record)?;
         let named = |p: &String| format!("{}: {p}", record.name);
         problems.extend(record.problems.iter().map(named));
+    }
+    // Before the partitions are placed there is nothing to plan.
+    if topology.epoch > 0 {
+        match client.rebalance_plan().await {
+            Ok(plan) if global.output == Format::Json => out.json(&plan_line(&plan))?,
+            Ok(plan) => {
+                out.flush()?;
+                out.text(&format_args!("moves: {}\n", summary(&plan)))?;
+                for line in waiting(&plan) {
+                    out.text(&format_args!("{line}\n"))?;
+                }
+            }
+            Err(e) => problems.push(format!("what is to move is not known: {e}")),
+        }
     }
     out.flush()?;
     if problems.is_empty() {
@@ -236,6 +263,7 @@ mod tests {
         assert_eq!(record.leaders, Some(1));
         assert_eq!(record.replicas, Some(3));
         assert_eq!(record.closed, Some(1));
+        assert_eq!(record.led, [0]);
         assert_eq!(record.problems, ["replica 7 of partition 2 is closed: why"]);
     }
 
@@ -273,9 +301,11 @@ mod tests {
             partition_map: vec![Partition::default()],
             ..Topology::default()
         };
-        assert_eq!(cluster_problems(&topology), ["partitions without leader: 0"]);
+        let nobody = BTreeSet::new();
+        assert_eq!(cluster_problems(&topology, &nobody), ["partitions without leader: 0"]);
+        assert!(cluster_problems(&topology, &BTreeSet::from([0])).is_empty());
         topology.partition_map[0].leader_node_id = 1;
-        assert!(cluster_problems(&topology).is_empty());
+        assert!(cluster_problems(&topology, &nobody).is_empty());
     }
 
     #[test]

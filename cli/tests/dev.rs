@@ -110,68 +110,64 @@ impl Cluster for Played {
 
     async fn rebalance_plan(
         &self,
-        _: Request<ringfold_proto::v1::RebalancePlanRequest>,
-    ) -> Result<Response<ringfold_proto::v1::RebalancePlanResponse>, Status> {
+        _: Request<RebalancePlanRequest>,
+    ) -> Result<Response<RebalancePlanResponse>, Status> {
         Err(Status::unimplemented("played"))
     }
 
-    type RebalanceWatchStream =
-        futures::stream::Empty<Result<ringfold_proto::v1::RebalancePlanResponse, Status>>;
+    type RebalanceWatchStream = futures::stream::Empty<Result<RebalancePlanResponse, Status>>;
     async fn rebalance_watch(
         &self,
-        _: Request<ringfold_proto::v1::RebalanceWatchRequest>,
+        _: Request<RebalanceWatchRequest>,
     ) -> Result<Response<Self::RebalanceWatchStream>, Status> {
         Err(Status::unimplemented("played"))
     }
 
     async fn rebalance_pause(
         &self,
-        _: Request<ringfold_proto::v1::RebalancePauseRequest>,
-    ) -> Result<Response<ringfold_proto::v1::RebalancePauseResponse>, Status> {
+        _: Request<RebalancePauseRequest>,
+    ) -> Result<Response<RebalancePauseResponse>, Status> {
         Err(Status::unimplemented("played"))
     }
 
     async fn rebalance_resume(
         &self,
-        _: Request<ringfold_proto::v1::RebalanceResumeRequest>,
-    ) -> Result<Response<ringfold_proto::v1::RebalanceResumeResponse>, Status> {
+        _: Request<RebalanceResumeRequest>,
+    ) -> Result<Response<RebalanceResumeResponse>, Status> {
         Err(Status::unimplemented("played"))
     }
 
-    type DrainStream = futures::stream::Empty<Result<ringfold_proto::v1::DrainProgress, Status>>;
-    async fn drain(
-        &self,
-        _: Request<ringfold_proto::v1::DrainRequest>,
-    ) -> Result<Response<Self::DrainStream>, Status> {
+    type DrainStream = futures::stream::Empty<Result<DrainProgress, Status>>;
+    async fn drain(&self, _: Request<DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
         Err(Status::unimplemented("played"))
     }
 
     async fn undrain(
         &self,
-        _: Request<ringfold_proto::v1::UndrainRequest>,
-    ) -> Result<Response<ringfold_proto::v1::UndrainResponse>, Status> {
+        _: Request<UndrainRequest>,
+    ) -> Result<Response<UndrainResponse>, Status> {
         Err(Status::unimplemented("played"))
     }
 
     async fn remove_member(
         &self,
-        _: Request<ringfold_proto::v1::RemoveMemberRequest>,
-    ) -> Result<Response<ringfold_proto::v1::RemoveMemberResponse>, Status> {
+        _: Request<RemoveMemberRequest>,
+    ) -> Result<Response<RemoveMemberResponse>, Status> {
         Err(Status::unimplemented("played"))
     }
 
     async fn membership_list(
         &self,
-        _: Request<ringfold_proto::v1::MembershipListRequest>,
-    ) -> Result<Response<ringfold_proto::v1::MembershipListResponse>, Status> {
+        _: Request<MembershipListRequest>,
+    ) -> Result<Response<MembershipListResponse>, Status> {
         Err(Status::unimplemented("played"))
     }
 
     type MembershipChangesStream =
-        futures::stream::Empty<Result<ringfold_proto::v1::MembershipChangesResponse, Status>>;
+        futures::stream::Empty<Result<MembershipChangesResponse, Status>>;
     async fn membership_changes(
         &self,
-        _: Request<ringfold_proto::v1::MembershipChangesRequest>,
+        _: Request<MembershipChangesRequest>,
     ) -> Result<Response<Self::MembershipChangesStream>, Status> {
         Err(Status::unimplemented("played"))
     }

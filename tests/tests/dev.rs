@@ -1,6 +1,7 @@
 //! `ringfold dev`: nodes that come and go with it, and are found again on the same folder.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // tests
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,8 @@ use ringfold_tests::cluster::{
     Turn, binary, eventually, free_ports, scratch, signal, spawn, wait_exit,
 };
 
+/// That a test scales to.
+const NODES_MAX: u16 = 5;
 const RUN_MAX: Duration = Duration::from_secs(90);
 const END_MAX: Duration = Duration::from_secs(20);
 
@@ -56,7 +59,8 @@ impl Dev {
 
 /// Node i takes base + 10 i and the three ports after it.
 fn ports_free(base: u16) -> bool {
-    (0..3).all(|i| (0..4).all(|p| TcpListener::bind(("127.0.0.1", base + 10 * i + p)).is_ok()))
+    (0..NODES_MAX)
+        .all(|i| (0..4).all(|p| TcpListener::bind(("127.0.0.1", base + 10 * i + p)).is_ok()))
 }
 
 fn base_port() -> u16 {
@@ -220,6 +224,155 @@ async fn dev_without_a_folder_leaves_none_behind() {
         text(&out)
     );
     assert_eq!(fs::read_dir(&dev.data).unwrap().count(), 0);
+}
+
+/// Each customer's state, as `ringfold` tells it.
+async fn customers(dev: &Dev) -> BTreeMap<String, serde_json::Value> {
+    let out = cli(dev, &["lookup", "--category", "customer", "-o", "json"]).await;
+    assert!(out.status.success(), "{}", text(&out));
+    let lines = String::from_utf8_lossy(&out.stdout).into_owned();
+    lines
+        .lines()
+        .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap())
+        .map(|l| (l["stream"].as_str().unwrap().to_string(), l["state"].clone()))
+        .collect()
+}
+
+/// Names of the nodes that run, of those that are members, and of the folders.
+async fn nodes(dev: &Dev) -> [Vec<String>; 3] {
+    let mut running = Vec::new();
+    for pid in processes_of(&dev.data) {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<_> = line.split(|b| *b == 0).map(String::from_utf8_lossy).collect();
+        if let Some(at) = words.iter().position(|w| w == "--name") {
+            running.push(words[at + 1].to_string());
+        }
+    }
+    let out = cli(dev, &["topology", "-o", "json"]).await;
+    let mut members: Vec<String> = String::from_utf8_lossy(&out.stdout)
+        .lines()
+        .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap())
+        .filter(|l| l["kind"] == "member" && l["state"] == "active")
+        .map(|l| l["name"].as_str().unwrap().to_string())
+        .collect();
+    let mut folders: Vec<String> = fs::read_dir(&dev.data)
+        .unwrap()
+        .map(|e| e.unwrap())
+        .filter(|e| e.path().is_dir())
+        .map(|e| e.file_name().into_string().unwrap())
+        .collect();
+    running.sort();
+    members.sort();
+    folders.sort();
+    [running, members, folders]
+}
+
+fn node_names(count: u32) -> [Vec<String>; 3] {
+    let names: Vec<_> = (0..count).map(|i| format!("node-{i}")).collect();
+    [names.clone(), names.clone(), names]
+}
+
+#[tokio::test]
+async fn dev_is_scaled_up_and_down_and_goes_on_with_the_nodes_that_remain() {
+    let _turn = Turn::take().await;
+    let dev = Dev::new("scale");
+    let mut child = dev.start();
+    serving(&dev).await;
+    let mut expected = BTreeMap::from([("customer-1".to_string(), serde_json::json!({}))]);
+    let mut lines = String::new();
+    for i in 2..200 {
+        let stream = format!("customer-{i}");
+        let data = serde_json::json!({"number": i, "text": "x".repeat(i)});
+        let line = serde_json::json!({"stream": stream, "type": "Registered", "data": data});
+        lines += &format!("{line}\n");
+        expected.insert(stream, data);
+    }
+    let file = dev.data.with_extension("jsonl");
+    fs::write(&file, lines).unwrap();
+    let out = cli(&dev, &["import", file.to_str().unwrap()]).await;
+    assert!(out.status.success(), "{}", text(&out));
+    assert_eq!(nodes(&dev).await, node_names(3));
+
+    let out = cli(&dev, &["dev", "scale", "5"]).await;
+    assert!(out.status.success(), "{}", text(&out));
+    assert_eq!(nodes(&dev).await, node_names(5));
+    assert_eq!(customers(&dev).await, expected);
+
+    // Too few for three replicas: nothing changes.
+    let out = cli(&dev, &["dev", "scale", "2"]).await;
+    assert_eq!(out.status.code(), Some(4), "{}", text(&out));
+    assert_eq!(nodes(&dev).await, node_names(5));
+
+    let out = cli(&dev, &["dev", "scale", "3"]).await;
+    assert!(out.status.success(), "{}", text(&out));
+    assert_eq!(nodes(&dev).await, node_names(3));
+    assert_eq!(customers(&dev).await, expected);
+
+    // The numbers of nodes that were removed can be used again.
+    let out = cli(&dev, &["dev", "scale", "4"]).await;
+    assert!(out.status.success(), "{}", text(&out));
+    assert_eq!(nodes(&dev).await, node_names(4));
+    let out = cli(&dev, &["dev", "scale", "3"]).await;
+    assert!(out.status.success(), "{}", text(&out));
+
+    signal(&child, libc::SIGTERM);
+    wait_exit(&mut child, END_MAX).await.expect("it ends");
+    gone(&dev).await;
+    let mut child = dev.start();
+    serving(&dev).await;
+    assert_eq!(nodes(&dev).await, node_names(3));
+    assert_eq!(customers(&dev).await, expected);
+    signal(&child, libc::SIGTERM);
+    wait_exit(&mut child, END_MAX).await.expect("it ends");
+    gone(&dev).await;
+}
+
+/// `ringfold dev scale` in the background.
+fn begin_scale(dev: &Dev, nodes: &str) -> Child {
+    let mut command = Command::new(binary("ringfold", "RINGFOLD_BIN"));
+    let log = fs::File::create(dev.data.with_extension("scale.log")).unwrap();
+    command.args(["dev", "scale", nodes]).env("RINGFOLD_ENDPOINTS", dev.endpoints());
+    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    spawn(command).unwrap()
+}
+
+#[tokio::test]
+async fn a_scale_that_was_cut_off_is_taken_up_again_on_the_next_start() {
+    let _turn = Turn::take().await;
+    let dev = Dev::new("cut-off");
+    let mut child = dev.start();
+    serving(&dev).await;
+    let mut scale = begin_scale(&dev, "5");
+    eventually("the last node starts", RUN_MAX, || async {
+        let begun = processes_of(&dev.data).len() == 6;
+        if begun { Ok(()) } else { Err("not yet".to_string()) }
+    })
+    .await;
+    for cut_off in [&mut scale, &mut child] {
+        signal(cut_off, libc::SIGKILL);
+        cut_off.wait().unwrap();
+    }
+    gone(&dev).await;
+
+    let mut child = dev.start();
+    serving(&dev).await;
+    // It waits until those that were started have joined; the first drain is cut off as well.
+    let mut scale = begin_scale(&dev, "3");
+    eventually("a node drains", RUN_MAX, || async {
+        let told = text(&cli(&dev, &["status"]).await);
+        let scale = fs::read_to_string(dev.data.with_extension("scale.log")).unwrap();
+        if told.contains("draining") { Ok(()) } else { Err(format!("{told}\n{scale}")) }
+    })
+    .await;
+    signal(&scale, libc::SIGKILL);
+    scale.wait().unwrap();
+    let out = cli(&dev, &["dev", "scale", "4"]).await;
+    assert!(out.status.success(), "{}", text(&out));
+    assert_eq!(nodes(&dev).await, node_names(4));
+    assert_eq!(customers(&dev).await.len(), 1);
+    signal(&child, libc::SIGTERM);
+    wait_exit(&mut child, END_MAX).await.expect("it ends");
+    gone(&dev).await;
 }
 
 async fn serving(dev: &Dev) {

@@ -1,5 +1,6 @@
 //! The data directory of `dev`: held by one at a time, remembered, or temporary.
-use super::plan::{GOSSIP_KEY_FILE, Remembered};
+use super::plan::GOSSIP_KEY_FILE;
+use super::settled::Remembered;
 use crate::error::{CliError, Exit};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -156,7 +157,7 @@ fn age(path: &Path) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dev::plan::{Wanted, settle};
+    use crate::dev::settled::{Wanted, settle};
     use std::time::SystemTime;
     use uuid::Uuid;
 

@@ -1,103 +1,15 @@
-//! What `dev` is going to do: settings, ports, and when a cluster serves. Pure.
-use ringfold_proto::v1::{MemberState, TopologyResponse};
-use serde::{Deserialize, Serialize};
+//! The nodes of `dev`: ports, folders, and when a cluster serves. Pure.
+use super::settled::Remembered;
+use ringfold_proto::v1::{MemberState, Partition, Replica, TopologyResponse};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use uuid::Uuid;
 
 pub const NODES_MAX: u32 = 20;
-const PARTITIONS_MAX: u32 = 1024;
 /// Ports of a node: clients, peers, gossip, HTTP; the next node's begin ten higher.
-const PORTS_STEP: u32 = 10;
-const PORTS_USED: u32 = 4;
-const FORMAT: u32 = 1;
+pub const PORTS_STEP: u32 = 10;
+pub const PORTS_USED: u32 = 4;
 /// In the data directory.
 pub const GOSSIP_KEY_FILE: &str = "gossip.key";
-
-/// What the flags say; what is absent is as remembered, or the default.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Wanted {
-    pub nodes: Option<u32>,
-    pub partitions: Option<u32>,
-    pub port: Option<u16>,
-}
-
-/// `<data>/dev.json`: what a data directory was begun with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Remembered {
-    pub format: u32,
-    pub cluster_id: Uuid,
-    pub nodes: u32,
-    pub partitions: u32,
-    pub port: u16,
-    /// The cluster exists: Bootstrap was said and answered.
-    pub bootstrapped: bool,
-}
-
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PlanError {
-    #[error("--nodes is {0}, expected 1 to {NODES_MAX}")]
-    Nodes(u32),
-    #[error("--partitions is {0}, expected a power of two from 1 to {PARTITIONS_MAX}")]
-    Partitions(u32),
-    #[error("--port {port} leaves no room for {nodes} nodes: expected 1 to {highest}")]
-    Port { port: u16, nodes: u32, highest: u32 },
-    #[error(
-        "{flag} is {wanted}, but this data directory was begun with {remembered}: leave the flag out, or name another --data"
-    )]
-    Differs { flag: &'static str, wanted: u32, remembered: u32 },
-    #[error(
-        "dev.json has format {0}, this program reads format {FORMAT}: use the newer program, or another --data"
-    )]
-    Format(u32),
-}
-
-/// Settles what is run, from the flags and from what the data directory remembers.
-pub fn settle(
-    wanted: Wanted,
-    remembered: Option<Remembered>,
-    new_cluster_id: Uuid,
-) -> Result<Remembered, PlanError> {
-    let settled = match remembered {
-        Some(remembered) => {
-            if remembered.format != FORMAT {
-                return Err(PlanError::Format(remembered.format));
-            }
-            let pairs = [
-                ("--nodes", wanted.nodes, remembered.nodes),
-                ("--partitions", wanted.partitions, remembered.partitions),
-                // Members know each other by address.
-                ("--port", wanted.port.map(u32::from), remembered.port.into()),
-            ];
-            for (flag, wanted, remembered) in pairs {
-                if let Some(wanted) = wanted.filter(|w| *w != remembered) {
-                    return Err(PlanError::Differs { flag, wanted, remembered });
-                }
-            }
-            remembered
-        }
-        None => Remembered {
-            format: FORMAT,
-            cluster_id: new_cluster_id,
-            nodes: wanted.nodes.unwrap_or(3),
-            partitions: wanted.partitions.unwrap_or(16),
-            port: wanted.port.unwrap_or(2600),
-            bootstrapped: false,
-        },
-    };
-    if !(1..=NODES_MAX).contains(&settled.nodes) {
-        return Err(PlanError::Nodes(settled.nodes));
-    }
-    if !settled.partitions.is_power_of_two() || settled.partitions > PARTITIONS_MAX {
-        return Err(PlanError::Partitions(settled.partitions));
-    }
-    let above_first = (settled.nodes - 1) * PORTS_STEP + PORTS_USED - 1;
-    let highest = u32::from(u16::MAX) - above_first;
-    if settled.port == 0 || u32::from(settled.port) > highest {
-        return Err(PlanError::Port { port: settled.port, nodes: settled.nodes, highest });
-    }
-    Ok(settled)
-}
 
 /// Three replicas where there are three nodes, else one: two would stop when either does.
 pub fn replication_factor(nodes: u32) -> u32 {
@@ -107,7 +19,7 @@ pub fn replication_factor(nodes: u32) -> u32 {
 /// One node: where it listens, and where its data and log lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodePlan {
-    pub index: u32,
+    pub number: u32,
     pub name: String,
     pub client_port: u16,
     pub peer_port: u16,
@@ -157,22 +69,26 @@ impl NodePlan {
 pub fn nodes(settled: &Remembered, data: &Path) -> Vec<NodePlan> {
     // In range: `settle` has checked it.
     let port = |node: u32, which: u32| (u32::from(settled.port) + node * PORTS_STEP + which) as u16;
-    (0..settled.nodes)
-        .map(|index| NodePlan {
-            index,
-            name: format!("node-{index}"),
-            client_port: port(index, 0),
-            peer_port: port(index, 1),
-            gossip_port: port(index, 2),
+    (settled.numbers.iter().copied())
+        .map(|number| NodePlan {
+            number,
+            name: node_name(number),
+            client_port: port(number, 0),
+            peer_port: port(number, 1),
+            gossip_port: port(number, 2),
             gossip_key_file: data.join(GOSSIP_KEY_FILE),
-            data_dir: data.join(format!("node-{index}")),
-            log_file: data.join(format!("node-{index}.log")),
-            seeds: (0..settled.nodes)
-                .filter(|other| *other != index)
+            data_dir: data.join(node_name(number)),
+            log_file: data.join(format!("{}.log", node_name(number))),
+            seeds: (settled.numbers.iter().copied())
+                .filter(|other| *other != number)
                 .map(|other| format!("127.0.0.1:{}", port(other, 1)))
                 .collect(),
         })
         .collect()
+}
+
+pub fn node_name(number: u32) -> String {
+    format!("node-{number}")
 }
 
 /// What one node still misses before it serves everything; None: nothing.
@@ -180,11 +96,18 @@ pub fn missing(topology: &TopologyResponse, settled: &Remembered) -> Option<Stri
     if topology.cluster_id.is_empty() {
         return Some("has not joined the cluster yet".into());
     }
-    let active = (topology.members.iter()).filter(|m| m.state() == MemberState::Active).count();
-    if active < settled.nodes as usize {
-        return Some(format!("sees {active} of {} members", settled.nodes));
+    let members = (topology.members.iter())
+        .filter(|m| matches!(m.state(), MemberState::Active | MemberState::Draining))
+        .count();
+    if members < settled.numbers.len() {
+        return Some(format!("sees {members} of {} members", settled.numbers.len()));
     }
-    let led = (topology.partition_map.iter()).filter(|p| p.leader_node_id != 0).count();
+    // Who leads a partition is known where a replica of it is.
+    let is_led = |p: &&Partition| {
+        let is_here = |r: &Replica| r.node_id == topology.node_id;
+        p.leader_node_id != 0 || !p.replicas.is_empty() && !p.replicas.iter().any(is_here)
+    };
+    let led = topology.partition_map.iter().filter(is_led).count();
     if led < settled.partitions as usize {
         return Some(format!("knows leaders of {led} of {} partitions", settled.partitions));
     }
@@ -205,66 +128,8 @@ pub fn tail(text: &[u8], lines: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ringfold_proto::v1::{Member, Partition};
-
-    fn begun(nodes: u32, partitions: u32, port: u16) -> Result<Remembered, PlanError> {
-        let wanted = Wanted { nodes: Some(nodes), partitions: Some(partitions), port: Some(port) };
-        settle(wanted, None, Uuid::nil())
-    }
-
-    #[test]
-    fn defaults_are_three_nodes_and_sixteen_partitions() {
-        let settled = settle(Wanted::default(), None, Uuid::from_u128(7)).unwrap();
-        assert_eq!((settled.nodes, settled.partitions, settled.port), (3, 16, 2600));
-        assert_eq!(settled.cluster_id, Uuid::from_u128(7));
-        assert!(!settled.bootstrapped);
-    }
-
-    #[test]
-    fn a_data_directory_goes_on_as_it_was_begun() {
-        let first = begun(5, 32, 3000).unwrap();
-        let again = settle(Wanted::default(), Some(first.clone()), Uuid::from_u128(9));
-        assert_eq!(again, Ok(first.clone()));
-        let same = Wanted { nodes: Some(5), ..Wanted::default() };
-        assert_eq!(settle(same, Some(first.clone()), Uuid::nil()), Ok(first));
-    }
-
-    #[test]
-    fn flags_that_differ_from_the_data_directory_are_refused() {
-        let first = begun(3, 16, 2600).unwrap();
-        for (wanted, flag) in [
-            (Wanted { nodes: Some(4), ..Wanted::default() }, "--nodes"),
-            (Wanted { partitions: Some(8), ..Wanted::default() }, "--partitions"),
-            (Wanted { port: Some(2700), ..Wanted::default() }, "--port"),
-        ] {
-            let error = settle(wanted, Some(first.clone()), Uuid::nil()).unwrap_err();
-            assert!(error.to_string().starts_with(flag), "{error}");
-        }
-    }
-
-    #[test]
-    fn values_out_of_range_name_the_range() {
-        assert_eq!(begun(0, 16, 2600), Err(PlanError::Nodes(0)));
-        assert_eq!(begun(21, 16, 2600), Err(PlanError::Nodes(21)));
-        for partitions in [0, 3, 2048] {
-            assert_eq!(begun(3, partitions, 2600), Err(PlanError::Partitions(partitions)));
-        }
-        for port in [0, 65_513] {
-            assert_eq!(
-                begun(3, 16, port),
-                Err(PlanError::Port { port, nodes: 3, highest: 65_512 })
-            );
-        }
-        assert!(begun(3, 16, 65_512).is_ok());
-    }
-
-    #[test]
-    fn a_newer_dev_json_is_refused() {
-        let mut first = begun(3, 16, 2600).unwrap();
-        first.format = 2;
-        let error = settle(Wanted::default(), Some(first), Uuid::nil());
-        assert_eq!(error, Err(PlanError::Format(2)));
-    }
+    use crate::dev::settled::tests::begun;
+    use ringfold_proto::v1::Member;
 
     #[test]
     fn nodes_have_ports_of_their_own_and_the_others_as_seeds() {
@@ -302,6 +167,14 @@ mod tests {
         assert!(says.contains("1 of 2 partitions"), "{says}");
         topology.partition_map[1].leader_node_id = 2;
         assert_eq!(missing(&topology, &settled), None);
+        // One that drains serves as well, and of what others hold it need not know the leader.
+        topology.members[2].set_state(MemberState::Draining);
+        topology.partition_map[1].leader_node_id = 0;
+        topology.node_id = 3;
+        topology.partition_map[1].replicas = vec![Replica { replica_id: 7, node_id: 1 }];
+        assert_eq!(missing(&topology, &settled), None);
+        topology.partition_map[1].replicas.push(Replica { replica_id: 8, node_id: 3 });
+        assert!(missing(&topology, &settled).is_some());
     }
 
     #[test]

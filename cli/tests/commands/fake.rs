@@ -1,5 +1,7 @@
 //! A cluster of one node and one partition, in memory: what commands say is tested against it.
 //! States are the last event's data.
+pub mod moves;
+
 use futures::stream::{self, BoxStream, StreamExt};
 use ringfold_proto::v1::cluster_server::{Cluster, ClusterServer};
 use ringfold_proto::v1::event_store_server::{EventStore, EventStoreServer};
@@ -14,12 +16,13 @@ use tonic_types::{ErrorDetails, StatusExt};
 pub struct Fake {
     pub url: String,
     streams: Arc<Mutex<BTreeMap<String, Vec<RecordedEvent>>>>,
+    pub moves: moves::Moves,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 type Pages<T> = BoxStream<'static, Result<T, Status>>;
 
-fn refused(code: Code, reason: &str, fields: &[(&str, &str)]) -> Status {
+pub fn refused(code: Code, reason: &str, fields: &[(&str, &str)]) -> Status {
     let mut metadata: Vec<(String, String)> =
         (fields.iter()).map(|(k, v)| (k.to_string(), v.to_string())).collect();
     metadata.push(("retry".into(), "no".into()));
@@ -40,6 +43,7 @@ impl Fake {
         let fake = Self {
             url: format!("http://{}", listener.local_addr().unwrap()),
             streams: Arc::default(),
+            moves: moves::Moves::default(),
         };
         let server = tonic::transport::Server::builder()
             .add_service(EventStoreServer::new(fake.clone()))
@@ -260,14 +264,7 @@ impl Cluster for Fake {
             feature_level: 1,
             partitions: 1,
             replication_factor: 1,
-            members: vec![Member {
-                node_id: 1,
-                name: "only".into(),
-                client_url: self.url.clone(),
-                state: MemberState::Active as i32,
-                reachable: true,
-                ..Member::default()
-            }],
+            members: self.moves.members(&self.url),
             partition_map: vec![Partition {
                 partition: 0,
                 leader_node_id: 1,
@@ -292,11 +289,18 @@ impl Cluster for Fake {
         Err(Status::unimplemented("fake"))
     }
 
+    async fn transfer_leaders(
+        &self,
+        _: Request<TransferLeadersRequest>,
+    ) -> Answer<TransferLeadersResponse> {
+        Err(Status::unimplemented("fake"))
+    }
+
     async fn rebalance_plan(
         &self,
         _: Request<RebalancePlanRequest>,
     ) -> Answer<RebalancePlanResponse> {
-        Ok(Response::new(RebalancePlanResponse { epoch: 1, at_rest: true, ..Default::default() }))
+        Ok(Response::new(self.moves.next_plan()))
     }
 
     type RebalanceWatchStream = Pages<RebalancePlanResponse>;
@@ -304,41 +308,42 @@ impl Cluster for Fake {
         &self,
         _: Request<RebalanceWatchRequest>,
     ) -> Answer<Self::RebalanceWatchStream> {
-        Err(Status::unimplemented("fake"))
+        let moves = self.moves.clone();
+        Ok(Response::new(stream::repeat_with(move || Ok(moves.next_plan())).boxed()))
     }
 
     async fn rebalance_pause(
         &self,
         _: Request<RebalancePauseRequest>,
     ) -> Answer<RebalancePauseResponse> {
-        Err(Status::unimplemented("fake"))
+        self.moves.note("pause");
+        Ok(Response::new(RebalancePauseResponse {}))
     }
 
     async fn rebalance_resume(
         &self,
         _: Request<RebalanceResumeRequest>,
     ) -> Answer<RebalanceResumeResponse> {
-        Err(Status::unimplemented("fake"))
+        self.moves.note("resume");
+        Ok(Response::new(RebalanceResumeResponse {}))
     }
 
     type DrainStream = Pages<DrainProgress>;
-    async fn drain(&self, _: Request<DrainRequest>) -> Answer<Self::DrainStream> {
-        Err(Status::unimplemented("fake"))
+    async fn drain(&self, request: Request<DrainRequest>) -> Answer<Self::DrainStream> {
+        let answers = self.moves.drain(request.into_inner().node_id);
+        Ok(Response::new(stream::iter(answers).boxed()))
     }
 
-    async fn undrain(&self, _: Request<UndrainRequest>) -> Answer<UndrainResponse> {
-        Err(Status::unimplemented("fake"))
+    async fn undrain(&self, request: Request<UndrainRequest>) -> Answer<UndrainResponse> {
+        self.moves.note(format!("undrain {}", request.into_inner().node_id));
+        Ok(Response::new(UndrainResponse {}))
     }
 
-    async fn remove_member(&self, _: Request<RemoveMemberRequest>) -> Answer<RemoveMemberResponse> {
-        Err(Status::unimplemented("fake"))
-    }
-
-    async fn transfer_leaders(
+    async fn remove_member(
         &self,
-        _: Request<TransferLeadersRequest>,
-    ) -> Answer<TransferLeadersResponse> {
-        Err(Status::unimplemented("fake"))
+        request: Request<RemoveMemberRequest>,
+    ) -> Answer<RemoveMemberResponse> {
+        self.moves.remove(request.into_inner().node_id).map(Response::new)
     }
 
     async fn membership_list(

@@ -1,6 +1,7 @@
 //! The commands as processes, against a cluster in memory: what they print, and how they end.
 #![allow(clippy::unwrap_used)] // A test: clippy's own allowance does not reach its helpers.
 mod fake;
+mod moves;
 
 use fake::Fake;
 use serde_json::{Value, json};
@@ -26,9 +27,13 @@ impl Ended {
 
 /// Runs `ringfold -o json ARGS`.
 async fn run(fake: &Fake, args: &[&str], stdin: &str) -> Ended {
+    run_as("json", fake, args, stdin).await
+}
+
+async fn run_as(output: &str, fake: &Fake, args: &[&str], stdin: &str) -> Ended {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringfold"));
     command
-        .args(["-o", "json"])
+        .args(["-o", output])
         .args(args)
         .env("RINGFOLD_ENDPOINTS", &fake.url)
         .stdin(Stdio::piped())
