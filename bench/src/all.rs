@@ -1,8 +1,8 @@
 //! The whole comparison: starts what it compares, and prints ratios against the goals.
 use std::{
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
@@ -10,7 +10,8 @@ use ringfold_client::{Client, Consistency};
 use serde::Serialize;
 
 use crate::{
-    cpu, echo,
+    cluster::{Dev, Process},
+    echo,
     load::{self, AppendArgs, ImportArgs, LookupArgs, TargetArgs},
     measure::{LoadArgs, Report},
 };
@@ -136,47 +137,6 @@ fn mean(reports: &[Report]) -> f64 {
     median(reports.iter().map(|r| r.mean_us).collect())
 }
 
-/// A process that ends with this value.
-struct Process {
-    child: Child,
-    name: &'static str,
-}
-
-impl Process {
-    fn start(name: &'static str, command: &mut Command) -> anyhow::Result<Process> {
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .with_context(|| format!("cannot start {name}: {command:?}"))?;
-        Ok(Process { child, name })
-    }
-
-    fn fail_if_ended(&mut self) -> anyhow::Result<()> {
-        match self.child.try_wait()? {
-            Some(status) => bail!("{} ended: {status}", self.name),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // SIGTERM first: `ringfold dev` then ends its nodes.
-        let pid = rustix::process::Pid::from_child(&self.child);
-        let asked = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let until = Instant::now() + Duration::from_secs(20);
-        while asked.is_ok() && Instant::now() < until {
-            match self.child.try_wait() {
-                Ok(None) => std::thread::sleep(Duration::from_millis(20)),
-                _ => return,
-            }
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 struct Bench<'a> {
     args: &'a AllArgs,
     own: PathBuf,
@@ -194,10 +154,7 @@ struct Bench<'a> {
 /// A process does not start, or the cluster does not become ready within a minute.
 pub async fn run(args: &AllArgs, say: &dyn Fn(&str)) -> anyhow::Result<Vec<Row>> {
     let own = std::env::current_exe().context("cannot find this program")?;
-    let ringfold = match &args.ringfold {
-        Some(path) => path.clone(),
-        None => own.with_file_name("ringfold"),
-    };
+    let ringfold = args.ringfold.clone().unwrap_or_else(|| own.with_file_name("ringfold"));
     let dir = tempfile::Builder::new()
         .prefix("ringfold-bench-")
         .tempdir_in(&args.dir)
@@ -207,33 +164,15 @@ pub async fn run(args: &AllArgs, say: &dyn Fn(&str)) -> anyhow::Result<Vec<Row>>
         "the echo server",
         Command::new(&own).args(["echo-server", "--listen", &echo_listen]),
     )?;
-    let mut dev = Process::start(
-        "ringfold dev",
-        Command::new(&ringfold)
-            .args(["dev", "--nodes", "3"])
-            .args(["--port", &args.port.to_string()])
-            .args(["--partitions", &args.partitions.to_string()])
-            .arg("--data")
-            .arg(dir.path().join("nodes")),
-    )?;
-    let endpoints = (0..3).map(|n| format!("http://127.0.0.1:{}", args.port + 10 * n)).collect();
-    let target = TargetArgs { endpoints, channels: 2 };
-    let until = Instant::now() + Duration::from_secs(60);
-    while !is_ready(&target).await {
-        echo.fail_if_ended()?;
-        dev.fail_if_ended()?;
-        if Instant::now() > until {
-            bail!("the cluster on port {} has not all leaders after a minute", args.port);
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    let mut dev = Dev::start(&ringfold, args.port, args.partitions, &dir.path().join("nodes"))?;
+    dev.ready(&mut [&mut echo]).await?;
     let mut bench = Bench {
         args,
         own,
         echo_url: format!("http://{echo_listen}"),
-        echo_pid: echo.child.id(),
-        node_pids: cpu::children_named(dev.child.id(), "ringfold-node"),
-        target,
+        echo_pid: echo.id(),
+        node_pids: dev.node_pids(),
+        target: dev.target.clone(),
         say,
         rows: Vec::new(),
     };
@@ -244,19 +183,6 @@ pub async fn run(args: &AllArgs, say: &dyn Fn(&str)) -> anyhow::Result<Vec<Row>>
     bench.many_streams().await?;
     bench.checkpoint(dir.path())?;
     Ok(bench.rows)
-}
-
-async fn is_ready(target: &TargetArgs) -> bool {
-    let Ok(client) = target.connect(1).await else {
-        return false;
-    };
-    let Ok(t) = client.topology().await else {
-        return false;
-    };
-    t.epoch > 0
-        && t.members.len() == 3
-        && t.partition_map.len() == t.partitions as usize
-        && t.partition_map.iter().all(|p| p.leader_node_id != 0)
 }
 
 impl Bench<'_> {

@@ -2,6 +2,7 @@
 //! they are compared with. Figures are ratios against a peer in the same run.
 
 pub mod all;
+mod cluster;
 pub mod cpu;
 pub mod echo;
 #[cfg(feature = "layers")]
@@ -10,6 +11,7 @@ pub mod load;
 pub mod measure;
 #[cfg(feature = "rocks")]
 pub mod rocks;
+pub mod scale;
 pub mod sync;
 
 pub use load::{

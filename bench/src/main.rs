@@ -131,6 +131,8 @@ enum Run {
     },
     /// Starts three nodes and their peers, and compares everything
     All(all::AllArgs),
+    /// Starts three nodes, and measures before and while a fourth joins
+    Scale(scale::ScaleArgs),
 }
 
 fn main() -> ExitCode {
@@ -158,6 +160,22 @@ fn print(output: Output, report: &Report) -> anyhow::Result<ExitCode> {
         Output::Json => anstream::println!("{}", serde_json::to_string(report)?),
     }
     Ok(if report.errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn say(line: &str) {
+    anstream::eprint!("{line}");
+}
+
+fn print_rows(output: Output, rows: &[all::Row]) -> anyhow::Result<()> {
+    match output {
+        Output::Human => anstream::println!("{}", all::table(rows)),
+        Output::Json => {
+            for row in rows {
+                anstream::println!("{}", serde_json::to_string(row)?);
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -198,17 +216,12 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         Run::Sync { dir, seconds } => sync::run(&dir, seconds).await?,
-        Run::All(all_args) => {
-            let say = |line: &str| anstream::eprint!("{line}");
-            let rows = all::run(&all_args, &say).await?;
-            match args.output {
-                Output::Human => anstream::println!("{}", all::table(&rows)),
-                Output::Json => {
-                    for row in &rows {
-                        anstream::println!("{}", serde_json::to_string(row)?);
-                    }
-                }
-            }
+        Run::All(all) => {
+            print_rows(args.output, &all::run(&all, &say).await?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Run::Scale(scale) => {
+            print_rows(args.output, &scale::run(&scale, &say).await?)?;
             return Ok(ExitCode::SUCCESS);
         }
     };
