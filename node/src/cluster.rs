@@ -14,7 +14,7 @@ use crate::peer::LocalNode;
 use crate::peer::control::{ControlError, ControlHandler};
 use crate::peer::transport::Transport;
 use crate::raft::driver::{Input, MembershipChange, NewGroup};
-use crate::raft::handle::{ProposeError, RaftHandle, Request};
+use crate::raft::handle::{ProposeError, RaftHandle};
 use crate::rebalance::{ClusterHost, PlanHooks};
 use crate::replicas::ReplicaHome;
 use futures::future::BoxFuture;
@@ -418,8 +418,7 @@ impl MetaGroup for Cluster {
     }
 
     async fn transfer(&self, to: ReplicaId) -> Result<(), String> {
-        let request = Request::Transfer { group: GroupId::META, to };
-        (self.raft.sender)(request, None).map_err(|_| "the node is overloaded".into())
+        self.raft.transfer(GroupId::META, to).await
     }
 }
 

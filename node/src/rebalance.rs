@@ -13,7 +13,7 @@ use crate::partition::apply::MetaOutcome;
 use crate::peer::control::{ControlError, PeerClient, refusal};
 use crate::peer::frame::Kind;
 use crate::raft::driver::{GroupFacts, Input};
-use crate::raft::handle::{ProposeError, Request, Role};
+use crate::raft::handle::{ProposeError, Role};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream;
@@ -108,19 +108,10 @@ impl Cluster {
         to: ReplicaId,
     ) -> Result<(), Refusal> {
         self.led(group, planned_on).await?;
-        let _ = (self.raft.sender)(Request::Transfer { group, to }, None);
-        let lead = || {
-            let view = self.raft.replica(group);
-            view.is_some_and(|v| v.status.read().role == Role::Leader)
-        };
-        let until = tokio::time::Instant::now() + STEP_TIMEOUT;
-        while lead() {
-            if tokio::time::Instant::now() >= until {
-                return Err(refusal(STEP_FAILED, "the leadership has not moved in time"));
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        match tokio::time::timeout(STEP_TIMEOUT, self.raft.transfer(group, to)).await {
+            Ok(moved) => moved.map_err(|reason| refusal(STEP_FAILED, reason)),
+            Err(_) => Err(refusal(STEP_FAILED, "the leadership has not moved in time")),
         }
-        Ok(())
     }
 
     async fn confirm_without(

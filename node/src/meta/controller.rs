@@ -114,7 +114,7 @@ pub fn decide(
             add_learner(&members, facts)
                 .or_else(|| promote(&fit, facts, voters_missing))
                 .map(MetaAction::Change)
-                .or_else(|| retire_voter(state, &fit, facts, wanted))
+                .or_else(|| retire_voter(&fit, facts, wanted))
                 .or_else(|| remove_learner(state, facts))
         };
         actions.extend(change);
@@ -172,12 +172,7 @@ fn promote(active: &[&MetaMember], facts: &MetaFacts, missing: usize) -> Option<
 
 /// A voter too many becomes a learner: one that drains, is lost or was removed first, once enough
 /// others vote. It leads no more when it does.
-fn retire_voter(
-    state: &MetaState,
-    fit: &[&MetaMember],
-    facts: &MetaFacts,
-    wanted: usize,
-) -> Option<MetaAction> {
+fn retire_voter(fit: &[&MetaMember], facts: &MetaFacts, wanted: usize) -> Option<MetaAction> {
     let voters = &facts.group.membership.voters;
     let fit_voters: Vec<&MetaMember> = {
         let votes = |m: &&&MetaMember| voters.contains(&m.meta_replica_id);
@@ -201,12 +196,8 @@ fn retire_voter(
         let to = fit_voters.iter().find(caught_up)?;
         return Some(MetaAction::Transfer(ReplicaId(to.meta_replica_id)));
     }
-    // Of a member that was removed nothing stays.
-    let known = state.members.iter().find(|m| m.meta_replica_id == leaving);
-    Some(MetaAction::Change(match known {
-        Some(m) if !is_removed(m) => MembershipChange::Demote(ReplicaId(leaving)),
-        _ => MembershipChange::Remove(ReplicaId(leaving)),
-    }))
+    // Also of a member that was removed: it goes by a change of its own.
+    Some(MetaAction::Change(MembershipChange::Demote(ReplicaId(leaving))))
 }
 
 /// In the zone with the most voters the youngest, and not the leader if another will do.

@@ -141,8 +141,10 @@ pub enum MembershipChange {
     Promote(ReplicaId),
     /// A voter becomes a learner.
     Demote(ReplicaId),
+    /// A learner leaves. A voter is demoted first, by a change of its own: who has this one in its log
+    /// knows then that the group's elections do not need the old voter any more.
     Remove(ReplicaId),
-    /// `Promote` and `Remove` at once, through a joint membership that `LeaveJoint` ends.
+    /// `Promote` and `Demote` at once, through a joint membership that `LeaveJoint` ends.
     Swap {
         promote: ReplicaId,
         remove: ReplicaId,
@@ -541,7 +543,7 @@ impl Driver {
         g.learn_node(m.from, from);
         let lease_ns = self.settings.lease_ns();
         self.with_group(m.group, round, |g, _| {
-            g.step_message(message, lease_ns);
+            g.step_message(now, message, lease_ns);
             Ok(())
         });
         self.mark(m.group);
@@ -578,8 +580,9 @@ impl Driver {
             }
             Input::ChangeMembership { group, change, planned_on, reply } => {
                 if self.groups.contains_key(&group) {
+                    let election_ns = self.settings.election_ns();
                     self.with_group(group, round, |g, _| {
-                        g.change_membership(change, planned_on, reply);
+                        g.change_membership(now, election_ns, change, planned_on, reply);
                         Ok(())
                     });
                     self.mark(group);
@@ -658,10 +661,14 @@ impl Driver {
                 self.shed = 0;
                 self.handed_over.clear();
             }
-            Request::Transfer { group, to } => {
+            Request::Transfer { group, to, reply } => {
+                if !self.groups.contains_key(&group) {
+                    let _ = reply.send(Err(format!("no replica of {group} is on this node")));
+                    return;
+                }
                 let election_ns = self.settings.election_ns();
                 self.with_group(group, round, |g, _| {
-                    g.begin_transfer(now, Some(to), election_ns);
+                    g.transfer(now, to, election_ns, reply);
                     Ok(())
                 });
                 self.mark(group);

@@ -6,7 +6,7 @@ use super::world::World;
 use ringfold_node::ids::{GroupId, ReplicaId};
 use ringfold_node::meta::rebalance::fence::{self, Act};
 use ringfold_node::raft::driver::{GroupFacts, Input};
-use ringfold_node::raft::handle::{ReadError, Request, Role};
+use ringfold_node::raft::handle::{ReadError, Request};
 use ringfold_proto::internal::{Refusal, Step};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -24,8 +24,8 @@ pub struct Waiting {
 }
 
 enum What {
-    Change(oneshot::Receiver<Result<(), String>>),
-    Lead,
+    /// The answer, and whether it is that of a membership change.
+    Change(oneshot::Receiver<Result<(), String>>, bool),
     Confirm {
         replica: ReplicaId,
         before: Box<GroupFacts>,
@@ -77,12 +77,13 @@ impl World {
                 let (reply, changed) = oneshot::channel();
                 let planned_on = Some(planned_on);
                 self.input(n, Input::ChangeMembership { group, change, planned_on, reply });
-                What::Change(changed)
+                What::Change(changed, true)
             }
             Act::HandOver(to) => {
                 fence::led(facts, planned_on)?;
-                self.input(n, Input::Request(Request::Transfer { group, to }));
-                What::Lead
+                let (reply, moved) = oneshot::channel();
+                self.input(n, Input::Request(Request::Transfer { group, to, reply }));
+                What::Change(moved, false)
             }
             Act::ConfirmWithout(_)
                 if self.options.planted == Some(Planted::ForgottenUnconfirmed) =>
@@ -114,8 +115,9 @@ impl World {
         let Some(running) = &mut self.nodes[n].running else { return Ok(()) };
         let facts = running.facts(group);
         let result = match &mut w.what {
-            What::Change(changed) => match changed.try_recv() {
+            What::Change(changed, is_membership) => match changed.try_recv() {
                 Err(TryRecvError::Empty) => None,
+                Ok(Ok(())) if !*is_membership => Some(Ok(())),
                 Ok(Ok(())) => {
                     let is = running.driver.record(group).map_or(0, |r| r.membership_index);
                     self.check.changed(group, w.planned_on, is)?;
@@ -124,10 +126,6 @@ impl World {
                 Ok(Err(reason)) => Some(Err(reason)),
                 Err(TryRecvError::Closed) => Some(Err("the node stopped".into())),
             },
-            What::Lead => {
-                let role = running.views.get(&group).map(|v| v.status.read().role);
-                (role != Some(Role::Leader)).then_some(Ok(()))
-            }
             What::Confirm { replica, before, was_member, read } => match read.try_recv() {
                 Err(TryRecvError::Empty) => None,
                 Ok(Ok(())) => {

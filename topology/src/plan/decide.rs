@@ -115,7 +115,7 @@ impl Decider<'_> {
                 format!("{} becomes a voter in place of {}", name(new), name(gone))
             }
             (Some(new), None) => format!("{} becomes one more voter", name(new)),
-            (None, Some(gone)) => format!("{} leaves the membership", name(gone)),
+            (None, Some(gone)) => format!("{} is to leave, and votes no more", name(gone)),
             (None, None) => return Outcome::Done,
         };
         let kind = StepKind::Swap {

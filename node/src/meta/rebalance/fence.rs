@@ -44,6 +44,7 @@ pub fn accept(step: &Step, own_epoch: u64) -> Result<Act, Refusal> {
             promote: ReplicaId(promote),
             remove: ReplicaId(remove),
         }),
+        Some(Kind::Demote(voter)) => Act::Change(MembershipChange::Demote(ReplicaId(voter))),
         Some(Kind::LeaveJoint(_)) => Act::Change(MembershipChange::LeaveJoint),
         Some(Kind::TransferLeaderTo(to)) => Act::HandOver(ReplicaId(to)),
         Some(Kind::ConfirmWithout(replica)) => Act::ConfirmWithout(ReplicaId(replica)),

@@ -38,6 +38,8 @@ use tokio_util::sync::CancellationToken;
 const IDLE: Duration = Duration::from_millis(500);
 /// While something moves.
 const BUSY: Duration = Duration::from_millis(100);
+/// At least, also where a step has ended meanwhile; and as long as the look itself took.
+const LEAST: Duration = Duration::from_millis(20);
 /// Steps under way at once; each has an end of its own.
 pub const STEPS_MAX: usize = 32;
 
@@ -69,7 +71,7 @@ pub struct Rebalance {
     /// Rounds that have ended, and the one that somebody waits for.
     rounds: watch::Sender<u64>,
     wanted_round: AtomicU64,
-    wake: Notify,
+    wake: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -86,7 +88,7 @@ impl Rebalance {
             known: Mutex::default(),
             rounds: watch::Sender::default(),
             wanted_round: AtomicU64::new(0),
-            wake: Notify::new(),
+            wake: Arc::default(),
         }
     }
 
@@ -142,6 +144,7 @@ impl Rebalance {
         let rounds = async {
             let mut running = Running::default();
             loop {
+                let began = Instant::now();
                 let pause = if host.leads() {
                     self.round(&host, &mut running).await
                 } else {
@@ -151,6 +154,7 @@ impl Rebalance {
                 };
                 self.rounds.send_modify(|r| *r += 1);
                 if *self.rounds.borrow() >= self.wanted_round.load(Ordering::Acquire) {
+                    tokio::time::sleep(LEAST.max(began.elapsed()).min(pause)).await;
                     let _ = tokio::time::timeout(pause, self.wake.notified()).await;
                 }
             }
@@ -198,7 +202,7 @@ impl Rebalance {
         let plan = ringfold_topology::plan::plan(&observation.plan_input(self.settings.limits));
         self.publish(&observation, &plan);
         let at_rest = plan.at_rest;
-        running.start(host, &observation, plan);
+        running.start(host, &self.wake, &observation, plan);
         if at_rest && running.steps.is_empty() { IDLE } else { BUSY }
     }
 
@@ -260,7 +264,7 @@ impl Running {
         }
     }
 
-    fn start(&mut self, host: &Arc<dyn Host>, o: &Observation, plan: Plan) {
+    fn start(&mut self, host: &Arc<dyn Host>, wake: &Arc<Notify>, o: &Observation, plan: Plan) {
         for step in plan.steps {
             if self.steps.len() >= STEPS_MAX || self.partitions.contains(&step.partition) {
                 continue;
@@ -268,8 +272,15 @@ impl Running {
             let Some(todo) = steps::Todo::new(o, &step) else { continue };
             tracing::debug!(partition = step.partition, kind = ?step.kind, "{}", step.explanation);
             self.partitions.insert(step.partition);
-            let (host, partition) = (host.clone(), step.partition);
-            self.steps.spawn(async move { (partition, todo.run(&*host).await) });
+            let (host, wake, partition) = (host.clone(), wake.clone(), step.partition);
+            self.steps.spawn(async move {
+                let result = todo.run(&*host).await;
+                // The next one is due. One that was refused waits for other facts.
+                if result.is_ok() {
+                    wake.notify_one();
+                }
+                (partition, result)
+            });
         }
     }
 

@@ -58,6 +58,9 @@ impl Todo {
                     ask(Kind::AddLearner(AddLearner { replica_id, node_id }))?,
                 ]
             }
+            StepKind::Swap { promote: None, remove: Some(replica) } => {
+                vec![ask(Kind::Demote(replica))?]
+            }
             StepKind::Swap { promote, remove } => {
                 let (promote, remove) = (promote.unwrap_or(0), remove.unwrap_or(0));
                 vec![ask(Kind::Swap(Swap { promote, remove }))?]

@@ -245,3 +245,94 @@ fn a_round_that_was_lost_does_not_hold_later_reads_up() {
     assert_eq!(second[0].try_recv(), Ok(Ok(())));
     assert_eq!(first[0].try_recv(), Ok(Ok(())));
 }
+
+impl Three {
+    fn tick(&mut self) -> Sent {
+        let mut sent = Vec::new();
+        for at in 0..3 {
+            self.0[at].ms += 100;
+            let round = self.0[at].step(Vec::new());
+            sent.extend(self.settle(at, round));
+        }
+        sent
+    }
+
+    fn transfer(&mut self, to: u64) -> (oneshot::Receiver<Result<(), String>>, Sent) {
+        let (reply, moved) = oneshot::channel();
+        let request = Request::Transfer { group: GROUP, to: ReplicaId(to), reply };
+        let round = self.0[0].step(vec![Input::Request(request)]);
+        (moved, self.settle(0, round))
+    }
+}
+
+#[test]
+fn a_leadership_is_handed_over_at_any_moment_and_the_reply_says_so() {
+    // Some of these moments come right after a check of the quorum, which clears raft's own marks.
+    for ticks in 1..=25 {
+        let mut three = Three::led_by_first();
+        for _ in 0..ticks {
+            let sent = three.tick();
+            three.deliver(sent);
+        }
+        let on_their_way = three.tick();
+        let (mut moved, sent) = three.transfer(2);
+        three.deliver(on_their_way);
+        three.deliver(sent);
+        assert_eq!(moved.try_recv(), Ok(Ok(())), "after {ticks} ticks");
+        assert_eq!(three.0[1].driver.role(GROUP), Some(Role::Leader));
+    }
+}
+
+#[test]
+fn a_leadership_that_is_not_handed_over_is_answered_with_the_reason() {
+    let why = |moved: &mut oneshot::Receiver<Result<(), String>>| match moved.try_recv() {
+        Ok(Err(reason)) => reason,
+        other => panic!("{other:?}"),
+    };
+    let mut three = Three::led_by_first();
+    let (mut unknown, _) = three.transfer(9);
+    assert!(why(&mut unknown).contains("no such voter"));
+    let (mut lost, sent) = three.transfer(2);
+    assert!(!sent.is_empty());
+    drop(sent);
+    let (mut second, _) = three.transfer(3);
+    assert!(why(&mut second).contains("another leader transfer"));
+    assert!(lost.try_recv().is_err(), "it is under way");
+    for _ in 0..10 {
+        // Those of the transfer are lost again and again.
+        let sent = three.tick();
+        three.deliver(sent.into_iter().filter(|(_, _, m)| !is_timeout_now(m)).collect());
+    }
+    assert!(why(&mut lost).contains("in time"));
+    // Nobody answers for an election timeout.
+    three.0[0].ms += 1_000;
+    let (mut silent, _) = three.transfer(2);
+    assert!(why(&mut silent).contains("no such voter answers"));
+    let (reply, mut moved) = oneshot::channel();
+    let elsewhere = Request::Transfer { group: GroupId(7), to: ReplicaId(1), reply };
+    three.0[0].step(vec![Input::Request(elsewhere)]);
+    assert!(why(&mut moved).contains("no replica"));
+}
+
+fn is_timeout_now(m: &PeerMessage) -> bool {
+    Message::decode(&m.bytes[..]).unwrap().get_msg_type() == MessageType::MsgTimeoutNow
+}
+
+#[test]
+fn a_voter_is_a_learner_before_it_leaves() {
+    let mut three = Three::led_by_first();
+    let change = |three: &mut Three, change| {
+        let (reply, mut changed) = oneshot::channel();
+        let input = Input::ChangeMembership { group: GROUP, change, planned_on: None, reply };
+        let round = three.0[0].step(vec![input]);
+        let sent = three.settle(0, round);
+        three.deliver(sent);
+        changed.try_recv().unwrap()
+    };
+    let gone = ReplicaId(3);
+    let refused = change(&mut three, MembershipChange::Remove(gone)).unwrap_err();
+    assert!(refused.contains("becomes a learner first"), "{refused}");
+    change(&mut three, MembershipChange::Demote(gone)).unwrap();
+    change(&mut three, MembershipChange::Remove(gone)).unwrap();
+    assert!(!three.0[0].driver.facts(GROUP).unwrap().membership.contains(gone));
+}

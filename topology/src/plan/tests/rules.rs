@@ -144,6 +144,8 @@ fn a_closed_replica_leaves_where_its_node_is_to_get_the_new_one() {
     let closed = [(1, Voter, Ready), (2, Voter, Ready), (3, Voter, Closed)];
     let out = StepKind::Swap { promote: None, remove: Some(3) };
     assert_eq!(case([1, 2, 3], &closed).step(), (out, Reason::Repair));
+    let learner = [(1, Voter, Ready), (2, Voter, Ready), (3, Learner, Closed)];
+    assert_eq!(case([1, 2, 3], &learner).step().0, StepKind::RemoveLearner { replica_id: 3 });
     let left = [(1, Voter, Ready), (2, Voter, Ready), (3, Left, Closed)];
     assert_eq!(case([1, 2, 3], &left).step().0, StepKind::Forget { replica_id: 3 });
     let gone = [(1, Voter, Ready), (2, Voter, Ready)];
