@@ -215,13 +215,15 @@ fn spare_voter(voters: &[&MetaMember], facts: &MetaFacts) -> Option<u64> {
 
 /// The replica of a member that was removed, once it has heard so, or does not listen.
 fn remove_learner(state: &MetaState, facts: &MetaFacts) -> Option<MetaAction> {
-    let membership = &facts.group.membership;
-    state
-        .members
-        .iter()
-        .filter(|m| is_removed(m) && membership.learners.contains(&m.meta_replica_id))
-        .find(|m| has_everything(facts, m) || facts.down.contains(&m.node_id))
-        .map(|m| MetaAction::Change(MembershipChange::Remove(ReplicaId(m.meta_replica_id))))
+    let group = &facts.group;
+    let member = |id: u64| state.members.iter().find(|m| m.meta_replica_id == id);
+    let goes = |id: &&u64| match member(**id) {
+        // The planner does not ask removed members: whether one is away the group itself knows.
+        Some(m) => is_removed(m) && (has_everything(facts, m) || group.silent.contains(*id)),
+        None => **id != facts.own.0,
+    };
+    let replica = group.membership.learners.iter().find(goes)?;
+    Some(MetaAction::Change(MembershipChange::Remove(ReplicaId(*replica))))
 }
 
 /// The meta group as the controller reaches it.
@@ -230,7 +232,8 @@ pub trait MetaGroup: Send + Sync + 'static {
     /// `None` while this node has no replica of the meta group.
     async fn facts(&self) -> Option<MetaFacts>;
     async fn propose(&self, command: &MetaCommand) -> Result<MetaOutcome, ProposeError>;
-    async fn change(&self, change: MembershipChange) -> Result<(), String>;
+    /// Refused on another membership than that of entry `planned_on`.
+    async fn change(&self, change: MembershipChange, planned_on: u64) -> Result<(), String>;
     async fn transfer(&self, to: ReplicaId) -> Result<(), String>;
 }
 
@@ -250,7 +253,12 @@ pub async fn run(
             let now = state.borrow().clone();
             let mut progress = false;
             for action in decide(&now, &facts, init.as_ref(), &*place) {
-                match tokio::time::timeout(ACTION_TIMEOUT, execute(&*group, &action)).await {
+                match tokio::time::timeout(
+                    ACTION_TIMEOUT,
+                    execute(&*group, &action, facts.group.membership_index),
+                )
+                .await
+                {
                     Ok(Ok(())) => {
                         tracing::info!(?action, "meta group: step taken");
                         progress = true;
@@ -268,14 +276,18 @@ pub async fn run(
     }
 }
 
-async fn execute(group: &dyn MetaGroup, action: &MetaAction) -> Result<(), String> {
+async fn execute(
+    group: &dyn MetaGroup,
+    action: &MetaAction,
+    planned_on: u64,
+) -> Result<(), String> {
     match action {
         MetaAction::Propose(command) => match group.propose(command).await {
             Ok(MetaOutcome::Refused(reason)) => Err(reason),
             Ok(_) => Ok(()),
             Err(e) => Err(e.to_string()),
         },
-        MetaAction::Change(change) => group.change(*change).await,
+        MetaAction::Change(change) => group.change(*change, planned_on).await,
         MetaAction::Transfer(to) => group.transfer(*to).await,
         MetaAction::CannotPlace(reason) => Err(format!("the partitions wait: {reason}")),
     }

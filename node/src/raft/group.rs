@@ -18,7 +18,7 @@ use raft::eraftpb::{
     HardState, Message, MessageType, Snapshot,
 };
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::sync::oneshot;
@@ -76,6 +76,10 @@ const MESSAGES_IN_FLIGHT_MAX: usize = 64;
 /// Committed entries that a learner may lack when it becomes a voter: under steady writes it
 /// always lacks those on their way.
 const CATCH_UP_LAG_MAX: u64 = 64;
+/// Replicas that a leader remembers not to take in any more, the newest.
+const RENOUNCED_MAX: usize = 64;
+/// Election timeouts without a word after which a replica counts as silent.
+const SILENT_ELECTIONS: u64 = 3;
 const OWN_REMOVAL: &str = "a leader does not remove itself: move its leadership first";
 
 pub(super) struct Group {
@@ -132,6 +136,9 @@ pub(super) struct Group {
     /// While this replica leads: when each other one was last heard in this term (CLOCK_BOOTTIME).
     /// raft's own mark of activity is cleared at every check of the quorum, until the next answer.
     heard_ns: HashMap<u64, u64>,
+    leader_since_ns: u64,
+    /// Replicas that this leader has confirmed to be without, and whose records go.
+    renounced: BTreeSet<u64>,
     /// Nodes of replicas whose messages came from there.
     nodes: HashMap<u64, NodeId>,
     published: Status,
@@ -249,6 +256,8 @@ impl Group {
             floors: HashMap::new(),
             flushed: applied.min(truncated.0),
             heard_ns: HashMap::new(),
+            leader_since_ns: 0,
+            renounced: BTreeSet::new(),
             nodes: HashMap::new(),
             published: Status::default(),
             voters: voters_of(&record.membership),
@@ -737,6 +746,9 @@ impl Group {
                 if self.record.membership.contains(replica) {
                     return Err(format!("{replica} is in the group"));
                 }
+                if self.renounced.contains(&replica.0) {
+                    return Err(format!("{replica} was given up"));
+                }
                 v2.changes.push(single(ConfChangeType::AddLearnerNode, replica));
                 context.extend_from_slice(&replica.0.to_le_bytes());
                 context.extend_from_slice(&node.0.to_le_bytes());
@@ -810,9 +822,41 @@ impl Group {
         Ok(())
     }
 
-    pub fn facts(&self) -> GroupFacts {
+    /// This leader takes the replica in no more: it was confirmed not to be in the group, and its
+    /// record goes.
+    ///
+    /// # Errors
+    /// It leads no more in that term, the membership has changed since, or is about to.
+    pub fn renounce(
+        &mut self,
+        replica: ReplicaId,
+        term: u64,
+        membership_index: u64,
+    ) -> Result<(), String> {
         let raft = &self.raw.raft;
+        let is_same = self.is_leader()
+            && (raft.term, self.record.membership_index) == (term, membership_index)
+            && !self.record.membership.contains(replica)
+            && !raft.has_pending_conf()
+            && self.changing.is_none();
+        if !is_same {
+            return Err("the leader or the membership has changed meanwhile".into());
+        }
+        self.renounced.insert(replica.0);
+        while self.renounced.len() > RENOUNCED_MAX {
+            self.renounced.pop_first();
+        }
+        Ok(())
+    }
+
+    pub fn facts(&self, now: Now, election_ns: u64) -> GroupFacts {
+        let raft = &self.raw.raft;
+        let silent_ns = SILENT_ELECTIONS * election_ns;
+        // Nobody has said anything to a leader that has just been elected.
+        let judges = self.is_leader() && now.boot_ns >= self.leader_since_ns + silent_ns;
+        let is_silent = |id: &u64| judges && !self.is_heard(*id, now, silent_ns);
         GroupFacts {
+            silent: raft.prs().iter().map(|(id, _)| *id).filter(is_silent).collect(),
             is_leader: self.is_leader(),
             term: raft.term,
             membership: self.record.membership.clone(),
@@ -988,6 +1032,7 @@ impl Group {
                                 ready: None,
                                 change: Some(index),
                                 installed: None,
+                                destroyed: false,
                             });
                         }
                     }
@@ -1061,7 +1106,7 @@ impl Group {
             return Ok(false);
         }
         let mut rd = self.raw.ready();
-        self.note_role();
+        self.note_role(now);
         for m in rd.take_messages() {
             self.send(now, number, m, &mut round.messages);
         }
@@ -1134,6 +1179,7 @@ impl Group {
                 ready: Some(ready),
                 change: None,
                 installed,
+                destroyed: false,
             });
         } else {
             self.raw.on_persist_ready(ready);
@@ -1180,7 +1226,7 @@ impl Group {
     }
 
     /// What follows from a new term or role.
-    fn note_role(&mut self) {
+    fn note_role(&mut self, at: Now) {
         let raft = &self.raw.raft;
         let now = (raft.term, raft.state);
         if now == self.seen {
@@ -1203,6 +1249,8 @@ impl Group {
             }
         }
         self.heard_ns.clear();
+        self.renounced.clear();
+        self.leader_since_ns = at.boot_ns;
         self.lease.reset();
         self.term_start = match now.1 {
             StateRole::Leader => self.raw.raft.raft_log.last_index(),

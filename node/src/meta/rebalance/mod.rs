@@ -6,6 +6,7 @@
 //!                                          └────────> plan ─> steps ─> meta group, groups' leaders
 //! ```
 //! Nothing is remembered between rounds but who was heard when: whoever leads next goes on.
+pub mod asking;
 pub mod contacts;
 pub mod facts;
 pub mod fence;
@@ -18,7 +19,7 @@ use super::state::is_removed;
 use crate::ids::NodeId;
 use crate::partition::apply::MetaOutcome;
 use crate::raft::handle::ProposeError;
-use contacts::Contacts;
+use contacts::{Contacts, OwnTime};
 use facts::Observation;
 use intent::Intent;
 use parking_lot::Mutex;
@@ -40,6 +41,8 @@ const IDLE: Duration = Duration::from_millis(500);
 const BUSY: Duration = Duration::from_millis(100);
 /// At least, also where a step has ended meanwhile; and as long as the look itself took.
 const LEAST: Duration = Duration::from_millis(20);
+/// How often the time in which this process runs is read.
+const READ_TIME: Duration = Duration::from_millis(200);
 /// Steps under way at once; each has an end of its own.
 pub const STEPS_MAX: usize = 32;
 
@@ -55,6 +58,9 @@ pub struct RebalanceSettings {
 pub trait Host: Send + Sync + 'static {
     /// This node leads the meta group.
     fn leads(&self) -> bool;
+    /// The term in which this node leads the meta group, confirmed by a read index: the records are
+    /// as new as any then. `None`: it does not lead, or nobody confirms it in time.
+    async fn confirmed_term(&self) -> Option<u64>;
     fn state(&self) -> Arc<MetaState>;
     /// Answers of those that answer within a second or two.
     async fn reports(&self, nodes: &BTreeSet<NodeId>) -> Vec<(NodeId, ReportAnswer)>;
@@ -68,6 +74,7 @@ pub struct Rebalance {
     settings: RebalanceSettings,
     plan: watch::Sender<Arc<v1::RebalancePlanResponse>>,
     known: Mutex<Known>,
+    time: Mutex<OwnTime>,
     /// Rounds that have ended, and the one that somebody waits for.
     rounds: watch::Sender<u64>,
     wanted_round: AtomicU64,
@@ -86,6 +93,7 @@ impl Rebalance {
             settings,
             plan: watch::Sender::default(),
             known: Mutex::default(),
+            time: Mutex::new(OwnTime::new(Instant::now())),
             rounds: watch::Sender::default(),
             wanted_round: AtomicU64::new(0),
             wake: Arc::default(),
@@ -159,9 +167,16 @@ impl Rebalance {
                 }
             }
         };
+        let readings = async {
+            loop {
+                self.time.lock().read(Instant::now());
+                tokio::time::sleep(READ_TIME).await;
+            }
+        };
         tokio::select! {
             () = stop.cancelled() => {}
             () = rounds => {}
+            () = readings => {}
         }
     }
 
@@ -176,14 +191,17 @@ impl Rebalance {
         };
         let answers = host.reports(&nodes).await;
         running.collect();
-        // The records as of after the reports: what was recorded meanwhile is not overlooked.
+        // The records as of after the reports: what was recorded meanwhile is not overlooked. A
+        // leader that was deposed, or does not know yet what it led into, plans nothing.
+        let Some(term) = host.confirmed_term().await else { return BUSY };
         let state = host.state();
-        let now = Instant::now();
+        let now = self.time.lock().read(Instant::now());
         let lost_after = Duration::from_millis(self.settings.repair_after_ms);
         let observation = {
             let mut known = self.known.lock();
             known.contacts.heard(now, &nodes, answers);
-            let o = Observation::new(&state, &known.contacts, now, lost_after);
+            known.contacts.look_for_missing(&state);
+            let o = Observation::new(term, &state, &known.contacts, now, lost_after);
             known.observation = o.clone();
             o
         };

@@ -257,6 +257,16 @@ impl Three {
         sent
     }
 
+    /// Proposes a change to the leader, and delivers all that follows.
+    fn change(&mut self, change: MembershipChange) -> Result<(), String> {
+        let (reply, mut changed) = oneshot::channel();
+        let input = Input::ChangeMembership { group: GROUP, change, planned_on: None, reply };
+        let round = self.0[0].step(vec![input]);
+        let sent = self.settle(0, round);
+        self.deliver(sent);
+        changed.try_recv().unwrap()
+    }
+
     fn transfer(&mut self, to: u64) -> (oneshot::Receiver<Result<(), String>>, Sent) {
         let (reply, moved) = oneshot::channel();
         let request = Request::Transfer { group: GROUP, to: ReplicaId(to), reply };
@@ -321,18 +331,73 @@ fn is_timeout_now(m: &PeerMessage) -> bool {
 #[test]
 fn a_voter_is_a_learner_before_it_leaves() {
     let mut three = Three::led_by_first();
-    let change = |three: &mut Three, change| {
-        let (reply, mut changed) = oneshot::channel();
-        let input = Input::ChangeMembership { group: GROUP, change, planned_on: None, reply };
-        let round = three.0[0].step(vec![input]);
-        let sent = three.settle(0, round);
-        three.deliver(sent);
-        changed.try_recv().unwrap()
-    };
     let gone = ReplicaId(3);
-    let refused = change(&mut three, MembershipChange::Remove(gone)).unwrap_err();
+    let refused = three.change(MembershipChange::Remove(gone)).unwrap_err();
     assert!(refused.contains("becomes a learner first"), "{refused}");
-    change(&mut three, MembershipChange::Demote(gone)).unwrap();
-    change(&mut three, MembershipChange::Remove(gone)).unwrap();
+    three.change(MembershipChange::Demote(gone)).unwrap();
+    three.change(MembershipChange::Remove(gone)).unwrap();
     assert!(!three.0[0].driver.facts(GROUP).unwrap().membership.contains(gone));
+}
+
+#[test]
+fn a_replica_that_was_given_up_is_not_taken_in_by_its_leader() {
+    let mut three = Three::led_by_first();
+    let gone = ReplicaId(9);
+    let renounce = |three: &mut Three, term, membership_index| {
+        let (reply, mut renounced) = oneshot::channel();
+        let (group, replica) = (GROUP, gone);
+        let input = Input::Renounce { group, replica, term, membership_index, reply };
+        three.0[0].step(vec![input]);
+        renounced.try_recv().unwrap()
+    };
+    let facts = three.0[0].driver.facts(GROUP).unwrap();
+    let (term, index) = (facts.term, facts.membership_index);
+    assert!(renounce(&mut three, term - 1, index).is_err());
+    assert!(renounce(&mut three, term, index + 1).is_err());
+    renounce(&mut three, term, index).unwrap();
+    let refused = three.change(MembershipChange::AddLearner(gone, NodeId(3))).unwrap_err();
+    assert!(refused.contains("given up"), "{refused}");
+    three.change(MembershipChange::AddLearner(ReplicaId(10), NodeId(3))).unwrap();
+}
+
+#[test]
+fn a_replica_is_destroyed_once_its_own_record_is_synced() {
+    let mut node = Node::alone(DriverSettings::new(NodeId(1)));
+    let inputs = node.propose_many(1, 100);
+    let before = node.step(inputs);
+    assert!(!before.write.persisted.is_empty());
+    let (reply, mut destroyed) = oneshot::channel();
+    let replica = ReplicaId(1);
+    let ended = node.step(vec![Input::Destroy { group: GROUP, replica, reply }]);
+    let closes = |round: &Round| {
+        let is_close = |t: &ApplyTask| matches!(t, ApplyTask::Close { done: Some(_), .. });
+        round.apply.iter().any(is_close)
+    };
+    let after_first = node.sync_once(before);
+    assert!(!closes(&after_first), "the write of an entry says nothing of the record");
+    let mut after_second = node.sync_once(ended);
+    assert!(closes(&after_second));
+    assert!(destroyed.try_recv().is_err(), "its database is closed first");
+    for task in after_second.apply.drain(..) {
+        if let ApplyTask::Close { done: Some(done), .. } = task {
+            done.send(()).unwrap();
+        }
+    }
+    destroyed.try_recv().unwrap();
+}
+
+#[test]
+fn members_that_say_nothing_are_silent_after_a_while() {
+    let mut three = Three::led_by_first();
+    for tick in 0..29 {
+        let sent = three.tick();
+        three.deliver(sent.into_iter().filter(|(_, to, _)| to.0 != 3).collect());
+        let silent = three.0[0].driver.facts(GROUP).unwrap().silent;
+        assert!(silent.is_empty(), "after {tick} ticks: {silent:?}");
+    }
+    for _ in 0..3 {
+        let sent = three.tick();
+        three.deliver(sent.into_iter().filter(|(from, to, _)| from.0 != 3 && to.0 != 3).collect());
+    }
+    assert_eq!(three.0[0].driver.facts(GROUP).unwrap().silent, BTreeSet::from([3]));
 }
