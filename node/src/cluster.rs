@@ -7,14 +7,14 @@ use crate::meta::controller::{self, MetaFacts, MetaGroup, init_command};
 use crate::meta::join::{self, AskError, ControlClient, JoinError, Joining, join_loop};
 use crate::meta::rebalance::Rebalance;
 use crate::meta::replicas::wanted_replicas;
-use crate::meta::state::is_removed;
+use crate::meta::state::was_removed;
 use crate::meta::{FEATURE_LEVEL_MAX, propose};
 use crate::partition::apply::MetaOutcome;
 use crate::peer::LocalNode;
 use crate::peer::control::{ControlError, ControlHandler};
 use crate::peer::transport::Transport;
 use crate::raft::driver::{Input, MembershipChange, NewGroup};
-use crate::raft::handle::{ProposeError, RaftHandle, Request};
+use crate::raft::handle::{ProposeError, RaftHandle};
 use crate::rebalance::{ClusterHost, PlanHooks};
 use crate::replicas::ReplicaHome;
 use futures::future::BoxFuture;
@@ -25,7 +25,7 @@ use ringfold_proto::internal::{
 use ringfold_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Mutex, oneshot, watch};
@@ -57,6 +57,10 @@ pub struct Cluster {
     pub stop: CancellationToken,
     pub controls: AtomicBool,
     pub rebalance: Arc<Rebalance>,
+    /// The highest term of the meta group that a step was planned in.
+    pub step_term: AtomicU64,
+    /// All replicas with lower ids that the records give to this node were made.
+    pub followed: AtomicU64,
 }
 
 impl Cluster {
@@ -278,7 +282,7 @@ impl Cluster {
             let identity = self.identity.lock().await.clone();
             let me = self.as_join(&identity);
             let state = meta.borrow_and_update().clone();
-            if state.members.iter().any(|m| m.node_id == identity.node_id && is_removed(m)) {
+            if was_removed(&state, identity.node_id) {
                 return Err(JoinError::Removed(format!("node {} was removed", identity.node_id)));
             }
             if !state.cluster_id.is_empty() && join::must_report(&state, &me) {
@@ -326,32 +330,48 @@ impl Cluster {
             self.transport.address_book().learn_members(&state);
             // A partition that comes back is a new replica: the old one goes first.
             self.destroy_forgotten(&state).await;
-            self.found_wanted(&state).await;
+            if self.found_wanted(&state).await {
+                self.followed.store(state.next_replica_id, Ordering::Release);
+            }
             if meta.changed().await.is_err() {
                 return;
             }
         }
     }
 
-    async fn found_wanted(&self, state: &MetaState) {
-        let Some(local) = self.transport.local().get() else { return };
+    /// True: what the state gives to this node is there, or closed.
+    async fn found_wanted(&self, state: &MetaState) -> bool {
+        let Some(local) = self.transport.local().get() else { return false };
+        let mut all = true;
         let known = self.known.lock().clone();
         let table = reducers_of(state);
         for wanted in wanted_replicas(state, local.node, &known) {
             let replica = wanted.replica;
+            let group = GroupId::of_partition(wanted.partition);
+            if let Some(other) = self.raft.replica(group).filter(|v| v.replica != replica) {
+                // It would take the other one's place in everybody's eyes. Tried again with the next
+                // state.
+                tracing::error!(%group, %replica, running = %other.replica, "a second replica of a group is not made");
+                all = false;
+                continue;
+            }
             self.known.lock().insert(replica);
             let (home, replicas) = (self.home.clone(), self.raft.replicas.clone());
             let table = table.clone();
             // Makes files: not on the runtime's threads.
             let made = tokio::task::spawn_blocking(move || {
-                let group = GroupId::of_partition(wanted.partition);
                 home.found(group, replica, &wanted.genesis, wanted.first_placed, &table, &replicas)
             });
             match made.await {
                 Ok(new) => self.create(new),
-                Err(e) => tracing::error!(error = %e, %replica, "a replica could not be made"),
+                Err(e) => {
+                    tracing::error!(error = %e, %replica, "a replica could not be made");
+                    let reason = format!("it could not be made: {e}");
+                    ReplicaHome::register_closed(group, replica, &reason, &self.raft.replicas);
+                }
             }
         }
+        all
     }
 
     fn meta_leader(&self) -> Option<NodeId> {
@@ -406,20 +426,19 @@ impl MetaGroup for Cluster {
         propose(&self.raft, command).await
     }
 
-    async fn change(&self, change: MembershipChange) -> Result<(), String> {
+    async fn change(&self, change: MembershipChange, planned_on: u64) -> Result<(), String> {
         let (reply, changed) = oneshot::channel();
         (self.input)(Input::ChangeMembership {
             group: GroupId::META,
             change,
-            planned_on: None,
+            planned_on: Some(planned_on),
             reply,
         });
         changed.await.unwrap_or_else(|_| Err("the node stops".into()))
     }
 
     async fn transfer(&self, to: ReplicaId) -> Result<(), String> {
-        let request = Request::Transfer { group: GroupId::META, to };
-        (self.raft.sender)(request, None).map_err(|_| "the node is overloaded".into())
+        self.raft.transfer(GroupId::META, to).await
     }
 }
 
@@ -434,8 +453,8 @@ impl ControlHandler for Cluster {
         let state = self.meta.borrow().clone();
         let me = local.as_ref().map_or(NodeId(0), |l| l.node);
         let mut answer = join::answer_hello(&state, me, self.meta_leader());
-        answer.you_are_removed = hello.cluster_id == state.cluster_id
-            && state.members.iter().any(|m| m.node_id == hello.node_id && is_removed(m));
+        answer.you_are_removed =
+            hello.cluster_id == state.cluster_id && was_removed(&state, hello.node_id);
         if let Some(local) = local {
             answer.cluster_id = local.cluster_id.to_string();
             // Whoever joins must be able to answer this node, whatever it has applied by now.

@@ -4,6 +4,7 @@ use crate::api::node::Rebalancer;
 use crate::cluster::Cluster;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::meta::propose;
+use crate::meta::rebalance::asking::Asking;
 use crate::meta::rebalance::fence::{self, Act, STEP_FAILED};
 use crate::meta::rebalance::report::replica_report;
 use crate::meta::rebalance::{Host, Rebalance};
@@ -13,10 +14,8 @@ use crate::partition::apply::MetaOutcome;
 use crate::peer::control::{ControlError, PeerClient, refusal};
 use crate::peer::frame::Kind;
 use crate::raft::driver::{GroupFacts, Input};
-use crate::raft::handle::{ProposeError, Request, Role};
-use futures::StreamExt as _;
+use crate::raft::handle::{ProposeError, Role};
 use futures::future::BoxFuture;
-use futures::stream;
 use parking_lot::Mutex;
 use ringfold_proto::internal::{
     MetaCommand, MetaState, Refusal, ReplicaReport, ReportAnswer, Step,
@@ -28,15 +27,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
-/// A node that does not report within this time is not heard this round.
-const REPORT_TIMEOUT: Duration = Duration::from_millis(1_500);
-const REPORTS_AT_ONCE: usize = 64;
+/// For the meta group to confirm that this node leads it.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
 /// For a membership change to be applied, or a read index to be confirmed.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Cluster {
     /// What this node has.
     pub async fn own_report(&self) -> ReportAnswer {
+        // First: what follows knows at least as much.
+        let followed = self.followed.load(Ordering::Acquire);
         let facts = self.all_facts().await;
         let views: Vec<_> = self.raft.replicas.read().values().cloned().collect();
         let sizes = {
@@ -55,7 +55,8 @@ impl Cluster {
             })
             .collect();
         replicas.sort_unstable_by_key(|r| r.group);
-        let mut answer = ReportAnswer { replicas, ..Default::default() };
+        let mut answer =
+            ReportAnswer { replicas, followed_replica_id: followed, ..Default::default() };
         if let Some(info) = self.info.get() {
             let kept = info.disk.limit_bytes.load(Ordering::Relaxed);
             let free = info.disk.free_bytes.load(Ordering::Relaxed);
@@ -77,8 +78,10 @@ impl Cluster {
     /// Takes one step for a group that this node leads.
     pub async fn take_step(&self, step: Step) -> Result<(), Refusal> {
         let own_epoch = self.meta.borrow().epoch;
+        let seen = self.step_term.fetch_max(step.term, Ordering::AcqRel);
+        let own_term = seen.max(self.meta_term());
         let (group, planned_on) = (GroupId(step.group), step.membership_index);
-        let change = match fence::accept(&step, own_epoch)? {
+        let change = match fence::accept(&step, own_epoch, own_term)? {
             Act::Change(change) => change,
             Act::HandOver(to) => return self.hand_over(group, planned_on, to).await,
             Act::ConfirmWithout(replica) => {
@@ -108,19 +111,10 @@ impl Cluster {
         to: ReplicaId,
     ) -> Result<(), Refusal> {
         self.led(group, planned_on).await?;
-        let _ = (self.raft.sender)(Request::Transfer { group, to }, None);
-        let lead = || {
-            let view = self.raft.replica(group);
-            view.is_some_and(|v| v.status.read().role == Role::Leader)
-        };
-        let until = tokio::time::Instant::now() + STEP_TIMEOUT;
-        while lead() {
-            if tokio::time::Instant::now() >= until {
-                return Err(refusal(STEP_FAILED, "the leadership has not moved in time"));
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        match tokio::time::timeout(STEP_TIMEOUT, self.raft.transfer(group, to)).await {
+            Ok(moved) => moved.map_err(|reason| refusal(STEP_FAILED, reason)),
+            Err(_) => Err(refusal(STEP_FAILED, "the leadership has not moved in time")),
         }
-        Ok(())
     }
 
     async fn confirm_without(
@@ -136,7 +130,25 @@ impl Cluster {
             _ => return Err(refusal(STEP_FAILED, "the read index is not confirmed in time")),
         }
         let after = self.led(group, planned_on).await?;
-        fence::is_confirmed_without(&before, &after, replica)
+        fence::is_confirmed_without(&before, &after, replica)?;
+        // A late proposal of it finds the leader warned, as long as this one leads.
+        let (reply, renounced) = oneshot::channel();
+        let (term, membership_index) = (after.term, after.membership_index);
+        (self.input)(Input::Renounce { group, replica, term, membership_index, reply });
+        match renounced.await {
+            Ok(result) => result.map_err(|reason| refusal(STEP_FAILED, reason)),
+            Err(_) => Err(refusal(STEP_FAILED, "the replica went away")),
+        }
+    }
+
+    /// The term of the last leader of the meta group that this node knows.
+    fn meta_term(&self) -> u64 {
+        let view = self.raft.replica(GroupId::META);
+        view.map_or(0, |v| {
+            let status = v.status.read();
+            // Without a leader it may be that of a vote that nobody wins.
+            if status.leader.is_some() { status.term } else { 0 }
+        })
     }
 
     /// Destroys this node's replicas that the meta group has forgotten.
@@ -158,6 +170,8 @@ impl Cluster {
             if destroyed.await.is_err() {
                 return;
             }
+            // A checkpoint that was being installed meanwhile has opened its database there.
+            view.reader.replace(&Reader::closed("the replica has left its group"));
             self.raft.replicas.write().remove(&group);
             let home = self.home.clone();
             let removed = tokio::task::spawn_blocking(move || home.remove(replica)).await;
@@ -173,24 +187,32 @@ impl Cluster {
 pub struct ClusterHost {
     cluster: Arc<Cluster>,
     peers: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<Option<PeerClient>>>>>,
+    asking: tokio::sync::Mutex<Asking<ReportAnswer>>,
 }
 
 impl ClusterHost {
     pub fn new(cluster: Arc<Cluster>) -> ClusterHost {
-        ClusterHost { cluster, peers: Mutex::default() }
+        ClusterHost { cluster, peers: Mutex::default(), asking: Default::default() }
     }
 
-    async fn report_of(&self, node: NodeId) -> Result<ReportAnswer, ControlError> {
+    /// Asks a node, over the connection that is there or a new one.
+    fn report_of(
+        &self,
+        node: NodeId,
+    ) -> impl Future<Output = Result<ReportAnswer, ControlError>> + Send + 'static {
         let peer = self.peers.lock().entry(node).or_default().clone();
-        let mut peer = peer.lock().await;
-        // Taken out: a request that is given up leaves no connection with an answer to come.
-        let mut client = match peer.take() {
-            Some(client) => client,
-            None => self.cluster.transport.connect_to(node, Kind::Control).await?,
-        };
-        let answer = client.report().await?;
-        *peer = Some(client);
-        Ok(answer)
+        let cluster = self.cluster.clone();
+        async move {
+            let mut peer = peer.lock().await;
+            // Taken out: a request that is given up leaves no connection with an answer to come.
+            let mut client = match peer.take() {
+                Some(client) => client,
+                None => cluster.transport.connect_to(node, Kind::Control).await?,
+            };
+            let answer = client.report().await?;
+            *peer = Some(client);
+            Ok(answer)
+        }
     }
 }
 
@@ -201,6 +223,20 @@ impl Host for ClusterHost {
         view.is_some_and(|v| v.status.read().role == Role::Leader)
     }
 
+    async fn confirmed_term(&self) -> Option<u64> {
+        let leads = || {
+            let view = self.cluster.raft.replica(GroupId::META)?;
+            let status = view.status.read();
+            (status.role == Role::Leader).then_some(status.term)
+        };
+        let term = leads()?;
+        let confirmed = self.cluster.raft.read_index(GroupId::META);
+        match tokio::time::timeout(CONFIRM_TIMEOUT, confirmed).await {
+            Ok(Ok(Ok(()))) => leads().filter(|now| *now == term),
+            _ => None,
+        }
+    }
+
     fn state(&self) -> Arc<MetaState> {
         self.cluster.meta.borrow().clone()
     }
@@ -208,21 +244,20 @@ impl Host for ClusterHost {
     async fn reports(&self, nodes: &BTreeSet<NodeId>) -> Vec<(NodeId, ReportAnswer)> {
         self.peers.lock().retain(|n, _| nodes.contains(n));
         let me = self.cluster.transport.local().get().map(|l| l.node);
-        let ask = |node: NodeId| async move {
-            if Some(node) == me {
-                return Some((node, self.cluster.own_report().await));
-            }
-            match tokio::time::timeout(REPORT_TIMEOUT, self.report_of(node)).await {
-                Ok(Ok(report)) => Some((node, report)),
-                Ok(Err(e)) => {
-                    tracing::debug!(%node, error = %e, "no report");
-                    None
-                }
-                Err(_) => None,
+        let others = nodes.iter().copied().filter(|n| Some(*n) != me).collect();
+        let ask = |node: NodeId| {
+            let report = self.report_of(node);
+            async move {
+                let answer = report.await;
+                answer.inspect_err(|e| tracing::debug!(%node, error = %e, "no report")).ok()
             }
         };
-        let answers = stream::iter(nodes.iter().copied().map(ask));
-        answers.buffer_unordered(REPORTS_AT_ONCE).filter_map(|a| async { a }).collect().await
+        let mut asking = self.asking.lock().await;
+        let mut answers = asking.all(&others, ask).await;
+        if let Some(me) = me.filter(|n| nodes.contains(n)) {
+            answers.push((me, self.cluster.own_report().await));
+        }
+        answers
     }
 
     async fn propose(&self, command: MetaCommand) -> Result<MetaOutcome, ProposeError> {

@@ -33,6 +33,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 const MESSAGE_MAX_BYTES: usize = 16 << 20;
+/// Attempts that wait for the replica here to know a leader, before others are asked in between.
+const WAITS_MAX: usize = 8;
 /// Pauses between attempts while nobody leads.
 const BACKOFF_FIRST: Duration = Duration::from_millis(5);
 const BACKOFF_MAX: Duration = Duration::from_millis(100);
@@ -63,19 +65,26 @@ pub enum Decision {
 
 /// Where to try next.
 pub fn decide(known: &Known<'_>) -> Decision {
+    // One that the records do not give to this node has left its group and is about to be destroyed;
+    // it may never have heard of that. A node that has just started knows no records.
+    let is_mine = |r: &MetaReplica| r.node_id == known.me.0;
+    let is_recorded = known.replicas.is_empty() || known.replicas.iter().any(is_mine);
     // A learner may have nothing yet, and know nobody.
     let alive = known.local.filter(|(role, leader)| match role {
         Role::Closed => false,
-        Role::Learner => leader.is_some() && !known.stale,
-        _ => true,
+        Role::Leader => true,
+        Role::Learner => is_recorded && leader.is_some() && !known.stale,
+        Role::Follower | Role::Candidate => is_recorded,
     });
+    // Nor may one that was cut off from the others, or has left and is still recorded.
+    let asks_others = known.attempt >= WAITS_MAX && known.attempt % 2 == 1;
     match alive {
         Some(_) if known.stale => return Decision::Local,
         Some((Role::Leader, _)) => return Decision::Local,
         Some((_, Some(leader))) if leader != known.me => return Decision::Forward(leader),
         // The replica here takes part in the election: it will know.
-        Some(_) => return Decision::Wait,
-        None => {}
+        Some(_) if !asks_others => return Decision::Wait,
+        _ => {}
     }
     if let Some(hint) = known.hint.filter(|h| *h != known.me && !known.stale) {
         return Decision::Forward(hint);

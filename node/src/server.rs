@@ -31,7 +31,7 @@ use ringfold_proto::internal::{Identity, MetaJoin, MetaState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -181,6 +181,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
         },
         stop: stop.clone(),
         controls: AtomicBool::new(false),
+        step_term: AtomicU64::new(0),
+        followed: AtomicU64::new(0),
         rebalance: Arc::new(Rebalance::new(RebalanceSettings {
             repair_after_ms: settings.repair_after_ms,
             limits: ringfold_topology::plan::Limits {

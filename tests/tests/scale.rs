@@ -30,14 +30,18 @@ async fn three_nodes_become_five_then_four_then_three_and_no_event_is_lost() {
     eprintln!("five nodes: at rest");
 
     // One of the first nodes leaves: it leads, it votes in the meta group, and clients use it.
+    let began = std::time::Instant::now();
     cluster.drain(0).await.unwrap();
     cluster.wait_at_rest(4, REST_MAX).await;
+    eprintln!("a drain under load: {:.1?}", began.elapsed());
     cluster.remove(0, REST_MAX).await;
     running.progress(200, PROGRESS_MAX).await;
     eprintln!("four nodes: at rest");
 
+    let began = std::time::Instant::now();
     cluster.drain(fourth).await.unwrap();
     cluster.wait_at_rest(3, REST_MAX).await;
+    eprintln!("a drain under load: {:.1?}", began.elapsed());
     cluster.remove(fourth, REST_MAX).await;
     running.progress(200, PROGRESS_MAX).await;
     eprintln!("three nodes: at rest");

@@ -2,6 +2,7 @@
 mod append;
 mod append_queue;
 mod append_stream;
+mod catch;
 mod cluster;
 pub mod deadline;
 pub mod errors;

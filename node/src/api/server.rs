@@ -1,4 +1,5 @@
 //! The port for clients: services, health, reflection, and the transport's bounds.
+use super::catch::CatchPanics;
 use super::cluster::Clusters;
 use super::events::Events;
 use super::node::Node;
@@ -57,6 +58,7 @@ pub async fn serve(
         .max_concurrent_streams(CONCURRENT_STREAMS_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(tower::layer::layer_fn(CatchPanics))
         .add_service(events)
         .add_service(clusters)
         .add_service(health_service)

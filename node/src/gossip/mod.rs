@@ -12,7 +12,7 @@ use crate::api::node::NodeInfo;
 use crate::clock;
 use crate::config::Settings;
 use crate::ids::NodeId;
-use crate::meta::state::is_removed;
+use crate::meta::state::was_removed;
 use crate::peer::LocalNode;
 use crate::peer::transport::Transport as PeerTransport;
 use crate::raft::handle::{RaftHandle, Role};
@@ -210,7 +210,7 @@ impl Gossip {
         let me = self.peers.local().get().map(|l| l.node);
         let others = heard.iter().filter(|h| Some(h.node) != me);
         for h in others.filter(|h| h.is_alive && !h.facts.peer_address.is_empty()) {
-            if state.members.iter().any(|m| m.node_id == h.node.0 && is_removed(m)) {
+            if was_removed(state, h.node.0) {
                 continue;
             }
             let hint = NodeAddress {

@@ -114,7 +114,7 @@ pub fn decide(
             add_learner(&members, facts)
                 .or_else(|| promote(&fit, facts, voters_missing))
                 .map(MetaAction::Change)
-                .or_else(|| retire_voter(state, &fit, facts, wanted))
+                .or_else(|| retire_voter(&fit, facts, wanted))
                 .or_else(|| remove_learner(state, facts))
         };
         actions.extend(change);
@@ -172,12 +172,7 @@ fn promote(active: &[&MetaMember], facts: &MetaFacts, missing: usize) -> Option<
 
 /// A voter too many becomes a learner: one that drains, is lost or was removed first, once enough
 /// others vote. It leads no more when it does.
-fn retire_voter(
-    state: &MetaState,
-    fit: &[&MetaMember],
-    facts: &MetaFacts,
-    wanted: usize,
-) -> Option<MetaAction> {
+fn retire_voter(fit: &[&MetaMember], facts: &MetaFacts, wanted: usize) -> Option<MetaAction> {
     let voters = &facts.group.membership.voters;
     let fit_voters: Vec<&MetaMember> = {
         let votes = |m: &&&MetaMember| voters.contains(&m.meta_replica_id);
@@ -201,12 +196,8 @@ fn retire_voter(
         let to = fit_voters.iter().find(caught_up)?;
         return Some(MetaAction::Transfer(ReplicaId(to.meta_replica_id)));
     }
-    // Of a member that was removed nothing stays.
-    let known = state.members.iter().find(|m| m.meta_replica_id == leaving);
-    Some(MetaAction::Change(match known {
-        Some(m) if !is_removed(m) => MembershipChange::Demote(ReplicaId(leaving)),
-        _ => MembershipChange::Remove(ReplicaId(leaving)),
-    }))
+    // Also of a member that was removed: it goes by a change of its own.
+    Some(MetaAction::Change(MembershipChange::Demote(ReplicaId(leaving))))
 }
 
 /// In the zone with the most voters the youngest, and not the leader if another will do.
@@ -224,13 +215,15 @@ fn spare_voter(voters: &[&MetaMember], facts: &MetaFacts) -> Option<u64> {
 
 /// The replica of a member that was removed, once it has heard so, or does not listen.
 fn remove_learner(state: &MetaState, facts: &MetaFacts) -> Option<MetaAction> {
-    let membership = &facts.group.membership;
-    state
-        .members
-        .iter()
-        .filter(|m| is_removed(m) && membership.learners.contains(&m.meta_replica_id))
-        .find(|m| has_everything(facts, m) || facts.down.contains(&m.node_id))
-        .map(|m| MetaAction::Change(MembershipChange::Remove(ReplicaId(m.meta_replica_id))))
+    let group = &facts.group;
+    let member = |id: u64| state.members.iter().find(|m| m.meta_replica_id == id);
+    let goes = |id: &&u64| match member(**id) {
+        // The planner does not ask removed members: whether one is away the group itself knows.
+        Some(m) => is_removed(m) && (has_everything(facts, m) || group.silent.contains(*id)),
+        None => **id != facts.own.0,
+    };
+    let replica = group.membership.learners.iter().find(goes)?;
+    Some(MetaAction::Change(MembershipChange::Remove(ReplicaId(*replica))))
 }
 
 /// The meta group as the controller reaches it.
@@ -239,7 +232,8 @@ pub trait MetaGroup: Send + Sync + 'static {
     /// `None` while this node has no replica of the meta group.
     async fn facts(&self) -> Option<MetaFacts>;
     async fn propose(&self, command: &MetaCommand) -> Result<MetaOutcome, ProposeError>;
-    async fn change(&self, change: MembershipChange) -> Result<(), String>;
+    /// Refused on another membership than that of entry `planned_on`.
+    async fn change(&self, change: MembershipChange, planned_on: u64) -> Result<(), String>;
     async fn transfer(&self, to: ReplicaId) -> Result<(), String>;
 }
 
@@ -259,7 +253,12 @@ pub async fn run(
             let now = state.borrow().clone();
             let mut progress = false;
             for action in decide(&now, &facts, init.as_ref(), &*place) {
-                match tokio::time::timeout(ACTION_TIMEOUT, execute(&*group, &action)).await {
+                match tokio::time::timeout(
+                    ACTION_TIMEOUT,
+                    execute(&*group, &action, facts.group.membership_index),
+                )
+                .await
+                {
                     Ok(Ok(())) => {
                         tracing::info!(?action, "meta group: step taken");
                         progress = true;
@@ -277,14 +276,18 @@ pub async fn run(
     }
 }
 
-async fn execute(group: &dyn MetaGroup, action: &MetaAction) -> Result<(), String> {
+async fn execute(
+    group: &dyn MetaGroup,
+    action: &MetaAction,
+    planned_on: u64,
+) -> Result<(), String> {
     match action {
         MetaAction::Propose(command) => match group.propose(command).await {
             Ok(MetaOutcome::Refused(reason)) => Err(reason),
             Ok(_) => Ok(()),
             Err(e) => Err(e.to_string()),
         },
-        MetaAction::Change(change) => group.change(*change).await,
+        MetaAction::Change(change) => group.change(*change, planned_on).await,
         MetaAction::Transfer(to) => group.transfer(*to).await,
         MetaAction::CannotPlace(reason) => Err(format!("the partitions wait: {reason}")),
     }

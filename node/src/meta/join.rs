@@ -1,7 +1,7 @@
 //! How a node becomes a member, and how a member says its address: over the seeds to the leader of
 //! the meta group. Also the other side: what a node answers.
 use super::propose;
-use super::state::is_removed;
+use super::state::{is_removed, was_removed};
 use crate::ids::NodeId;
 use crate::partition::apply::MetaOutcome;
 use crate::raft::handle::{ProposeError, RaftHandle};
@@ -9,7 +9,8 @@ use futures::future::join_all;
 use prost::Message as _;
 use ringfold_proto::internal::meta_command::Command;
 use ringfold_proto::internal::{
-    Hello, HelloAnswer, Join, JoinAnswer, MetaCommand, MetaJoin, MetaState, NodeAddress, Refusal,
+    Hello, HelloAnswer, Join, JoinAnswer, MetaCommand, MetaJoin, MetaMember, MetaState,
+    NodeAddress, Refusal,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -218,9 +219,15 @@ pub async fn answer_join(
             Ok(JoinAnswer { cluster_id, node_id, meta_replica_id })
         }
         Ok(MetaOutcome::Refused(message)) => {
-            let gone = state.borrow().members.iter().any(|m| {
-                is_removed(m) && m.token == token && (node_id == 0 || m.node_id == node_id)
-            });
+            let state = state.borrow();
+            let is_it = |m: &&MetaMember| match node_id {
+                0 => m.token == token,
+                id => m.node_id == id,
+            };
+            let gone = match state.members.iter().find(is_it) {
+                Some(m) => is_removed(m) && m.token == token,
+                None => was_removed(&state, node_id),
+            };
             Err(refusal(if gone { NODE_REMOVED } else { JOIN_REFUSED }, message))
         }
         Ok(other) => Err(refusal(NO_OUTCOME, format!("a join came to {other:?}"))),
@@ -261,7 +268,7 @@ mod tests {
         let state = MetaState {
             cluster_id: cluster.into(),
             members: (1..=3)
-                .map(|n| ringfold_proto::internal::MetaMember {
+                .map(|n| MetaMember {
                     node_id: n,
                     peer_address: format!("n{n}"),
                     ..Default::default()

@@ -13,6 +13,8 @@ use ringfold_proto::v1::MemberState;
 use std::collections::BTreeSet;
 
 pub const PARTITIONS_MAX: u32 = 1_024;
+/// Removed members that stay in the list, for people to see; older ones are known by their ids alone.
+const REMOVED_KEPT: usize = 128;
 /// Members that are not removed.
 pub const MEMBERS_MAX: usize = 1_024;
 const TEXT_BYTES_MAX: usize = 512;
@@ -129,6 +131,9 @@ fn join(state: &mut MetaState, c: MetaJoin) -> Outcome {
         }
         describe(m, c);
         return Ok(joined(&state.cluster_id, m));
+    }
+    if was_removed(state, c.node_id) {
+        return Err(format!("node {} was removed from the cluster", c.node_id));
     }
     if c.node_id != 0 {
         return Err(format!("there is no node {} in this cluster", c.node_id));
@@ -257,9 +262,7 @@ fn undrain(state: &mut MetaState, c: MetaUndrainMember) -> Outcome {
 }
 
 fn remove(state: &mut MetaState, c: MetaRemoveMember) -> Outcome {
-    if let Some(m) = state.members.iter().find(|m| m.node_id == c.node_id)
-        && is_removed(m)
-    {
+    if was_removed(state, c.node_id) {
         return Ok(MetaOutcome::Done);
     }
     let held = state.placement.iter().filter(|p| {
@@ -275,6 +278,14 @@ fn remove(state: &mut MetaState, c: MetaRemoveMember) -> Outcome {
     }
     m.state = REMOVED;
     state.epoch += u64::from(state.epoch > 0);
+    let removed = state.members.iter().filter(|m| is_removed(m)).count();
+    let mut surplus = removed.saturating_sub(REMOVED_KEPT);
+    // In the order in which they joined.
+    state.members.retain(|m| {
+        let goes = is_removed(m) && surplus > 0;
+        surplus -= usize::from(goes);
+        !goes
+    });
     Ok(MetaOutcome::Done)
 }
 
@@ -292,6 +303,15 @@ pub fn is_active(m: &MetaMember) -> bool {
 
 pub fn is_removed(m: &MetaMember) -> bool {
     m.state == REMOVED
+}
+
+/// Whether the node was a member and is none any more. Its id is handed out once, so one that was
+/// handed out and is not in the list was removed long ago.
+pub fn was_removed(state: &MetaState, node_id: u64) -> bool {
+    match state.members.iter().find(|m| m.node_id == node_id) {
+        Some(m) => is_removed(m),
+        None => node_id != 0 && node_id < state.next_node_id,
+    }
 }
 
 /// A member that was not removed.

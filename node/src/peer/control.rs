@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 const REQUEST_BYTES_MAX: usize = 256 << 10;
-pub(super) const ANSWER_BYTES_MAX: usize = 4 << 20;
+pub(crate) const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// A connection without a request for so long is closed.
 const IDLE: Duration = Duration::from_secs(60);
 /// For an answer; chunks may wait for the sender's rate.

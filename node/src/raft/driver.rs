@@ -14,7 +14,7 @@ use crate::raft::membership::Membership;
 pub use crate::raft::message::{Channel, PeerMessage};
 use prost_raft::Message as _;
 use raft::eraftpb::{Message, MessageType};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::oneshot;
@@ -141,8 +141,10 @@ pub enum MembershipChange {
     Promote(ReplicaId),
     /// A voter becomes a learner.
     Demote(ReplicaId),
+    /// A learner leaves. A voter is demoted first, by a change of its own: who has this one in its log
+    /// knows then that the group's elections do not need the old voter any more.
     Remove(ReplicaId),
-    /// `Promote` and `Remove` at once, through a joint membership that `LeaveJoint` ends.
+    /// `Promote` and `Demote` at once, through a joint membership that `LeaveJoint` ends.
     Swap {
         promote: ReplicaId,
         remove: ReplicaId,
@@ -162,6 +164,8 @@ pub struct GroupFacts {
     /// Highest index known to be in each replica's log; leader only.
     pub matched: BTreeMap<u64, u64>,
     pub change_pending: bool,
+    /// Replicas that have said nothing for a while, as their leader; leader only.
+    pub silent: BTreeSet<u64>,
 }
 
 pub enum Input {
@@ -203,6 +207,15 @@ pub enum Input {
         replica: ReplicaId,
         reply: oneshot::Sender<()>,
     },
+    /// A replica that was confirmed not to be in the group, by a leader of this term and membership:
+    /// it takes the replica in no more.
+    Renounce {
+        group: GroupId,
+        replica: ReplicaId,
+        term: u64,
+        membership_index: u64,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
     /// A transfer of a checkpoint at `index` runs: keep the log behind it. `None`: it ended.
     TransferFloor {
         group: GroupId,
@@ -225,6 +238,8 @@ pub struct PersistedItem {
     pub change: Option<u64>,
     /// A checkpoint's index: the record names its directory now.
     pub installed: Option<u64>,
+    /// The record says that the replica is destroyed.
+    pub destroyed: bool,
 }
 
 /// One batch with one sync, and what may go out only behind it.
@@ -272,6 +287,8 @@ pub struct Driver {
     with_proposals: Vec<GroupId>,
     with_reads: Vec<GroupId>,
     next_tick_ns: u64,
+    /// Of the last round.
+    now: Now,
     /// Of all groups, once this round has asked for it: it can only fall within a round but for
     /// what the round itself takes in.
     in_flight_bytes: Option<u64>,
@@ -303,6 +320,7 @@ impl Driver {
         Driver {
             next_tick_ns: now.boot_ns + settings.tick_ms * 1_000_000,
             round_number: now.boot_ns,
+            now,
             started_ns: now.boot_ns,
             rng: settings.seed.unwrap_or(0) | 1,
             settings,
@@ -336,6 +354,7 @@ impl Driver {
     /// one tick, after the messages that wait (a paused process must hear its peers first).
     pub fn step(&mut self, now: Now, inputs: &mut Vec<Input>) -> Round {
         let mut round = Round::default();
+        self.now = now;
         self.round_number += 1;
         self.in_flight_bytes = None;
         let mut rest = Vec::with_capacity(inputs.len());
@@ -457,15 +476,19 @@ impl Driver {
             ready: None,
             change: None,
             installed: None,
+            destroyed: true,
         });
         self.destroying.push((group, replica, reply));
     }
 
     fn persisted(&mut self, item: PersistedItem, round: &mut Round) {
         let id = item.group;
-        let destroyed = |(g, r, _): &mut (GroupId, ReplicaId, _)| *g == id && *r == item.replica;
-        for (group, replica, done) in self.destroying.extract_if(.., destroyed) {
-            round.apply.push(ApplyTask::Close { group, replica, done: Some(done) });
+        if item.destroyed {
+            // Writes of before its end may be synced first: they say nothing of its record.
+            let ended = |(g, r, _): &mut (GroupId, ReplicaId, _)| *g == id && *r == item.replica;
+            for (group, replica, done) in self.destroying.extract_if(.., ended) {
+                round.apply.push(ApplyTask::Close { group, replica, done: Some(done) });
+            }
         }
         if self.groups.get(&id).is_none_or(|g| g.replica != item.replica) {
             return;
@@ -541,7 +564,7 @@ impl Driver {
         g.learn_node(m.from, from);
         let lease_ns = self.settings.lease_ns();
         self.with_group(m.group, round, |g, _| {
-            g.step_message(message, lease_ns);
+            g.step_message(now, message, lease_ns);
             Ok(())
         });
         self.mark(m.group);
@@ -578,8 +601,9 @@ impl Driver {
             }
             Input::ChangeMembership { group, change, planned_on, reply } => {
                 if self.groups.contains_key(&group) {
+                    let election_ns = self.settings.election_ns();
                     self.with_group(group, round, |g, _| {
-                        g.change_membership(change, planned_on, reply);
+                        g.change_membership(now, election_ns, change, planned_on, reply);
                         Ok(())
                     });
                     self.mark(group);
@@ -587,11 +611,19 @@ impl Driver {
                     let _ = reply.send(Err(format!("no replica of {group} is on this node")));
                 }
             }
+            Input::Renounce { group, replica, term, membership_index, reply } => {
+                let _ = reply.send(match self.groups.get_mut(&group) {
+                    Some(g) => g.renounce(replica, term, membership_index),
+                    None => Err(format!("no replica of {group} is on this node")),
+                });
+            }
             Input::Facts { group, reply } => {
-                let _ = reply.send(self.groups.get(&group).map(|g| g.facts()));
+                let _ = reply.send(self.facts(group));
             }
             Input::AllFacts { reply } => {
-                let all = self.groups.iter().map(|(id, g)| (*id, g.replica, g.facts()));
+                let (now, election_ns) = (self.now, self.settings.election_ns());
+                let facts = |g: &Group| g.facts(now, election_ns);
+                let all = self.groups.iter().map(|(id, g)| (*id, g.replica, facts(g)));
                 let _ = reply.send(all.collect());
             }
             Input::Destroy { group, replica, reply } => self.destroy(group, replica, reply, round),
@@ -658,10 +690,14 @@ impl Driver {
                 self.shed = 0;
                 self.handed_over.clear();
             }
-            Request::Transfer { group, to } => {
+            Request::Transfer { group, to, reply } => {
+                if !self.groups.contains_key(&group) {
+                    let _ = reply.send(Err(format!("no replica of {group} is on this node")));
+                    return;
+                }
                 let election_ns = self.settings.election_ns();
                 self.with_group(group, round, |g, _| {
-                    g.begin_transfer(now, Some(to), election_ns);
+                    g.transfer(now, to, election_ns, reply);
                     Ok(())
                 });
                 self.mark(group);
@@ -673,8 +709,8 @@ impl Driver {
         let id = new.record.group;
         if let Some(g) = self.groups.get(&id) {
             if g.replica != new.record.replica {
-                tracing::error!(group = %id, running = g.replica.0, wanted = new.record.replica.0,
-                    "a second replica of a group was to be created on this node: refused");
+                let reason = format!("{} of the group runs on this node already", g.replica);
+                Self::refuse_group(&new.view, &reason);
             }
             return;
         }
@@ -830,7 +866,8 @@ impl Driver {
     }
 
     pub fn facts(&self, group: GroupId) -> Option<GroupFacts> {
-        self.groups.get(&group).map(|g| g.facts())
+        let election_ns = self.settings.election_ns();
+        self.groups.get(&group).map(|g| g.facts(self.now, election_ns))
     }
 
     /// Bytes of the group's log that are kept.

@@ -18,7 +18,7 @@ use raft::eraftpb::{
     HardState, Message, MessageType, Snapshot,
 };
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::sync::oneshot;
@@ -31,6 +31,7 @@ pub(super) struct Proposal {
     pub reply: oneshot::Sender<ProposeResult>,
 }
 
+type TransferReply = oneshot::Sender<Result<(), String>>;
 type ReadReply = oneshot::Sender<Result<(), ReadError>>;
 
 /// An entry of this leader that is not committed yet.
@@ -47,6 +48,7 @@ struct Transfer {
     deadline_ns: u64,
     /// TimeoutNow may have gone out.
     sent: bool,
+    reply: Option<TransferReply>,
 }
 
 /// A membership change whose record waits for its sync.
@@ -74,6 +76,10 @@ const MESSAGES_IN_FLIGHT_MAX: usize = 64;
 /// Committed entries that a learner may lack when it becomes a voter: under steady writes it
 /// always lacks those on their way.
 const CATCH_UP_LAG_MAX: u64 = 64;
+/// Replicas that a leader remembers not to take in any more, the newest.
+const RENOUNCED_MAX: usize = 64;
+/// Election timeouts without a word after which a replica counts as silent.
+const SILENT_ELECTIONS: u64 = 3;
 const OWN_REMOVAL: &str = "a leader does not remove itself: move its leadership first";
 
 pub(super) struct Group {
@@ -127,6 +133,12 @@ pub(super) struct Group {
     /// Checkpoints on their way, by receiver: index and when to forget it.
     floors: HashMap<u64, (u64, u64)>,
     flushed: u64,
+    /// While this replica leads: when each other one was last heard in this term (CLOCK_BOOTTIME).
+    /// raft's own mark of activity is cleared at every check of the quorum, until the next answer.
+    heard_ns: HashMap<u64, u64>,
+    leader_since_ns: u64,
+    /// Replicas that this leader has confirmed to be without, and whose records go.
+    renounced: BTreeSet<u64>,
     /// Nodes of replicas whose messages came from there.
     nodes: HashMap<u64, NodeId>,
     published: Status,
@@ -243,6 +255,9 @@ impl Group {
             transfer: None,
             floors: HashMap::new(),
             flushed: applied.min(truncated.0),
+            heard_ns: HashMap::new(),
+            leader_since_ns: 0,
+            renounced: BTreeSet::new(),
             nodes: HashMap::new(),
             published: Status::default(),
             voters: voters_of(&record.membership),
@@ -310,7 +325,13 @@ impl Group {
         self.committed_bytes > APPLY_BEHIND_BYTES_MAX || unsynced > UNSYNCED_BYTES_MAX
     }
 
-    pub fn step_message(&mut self, message: Message, lease_ns: u64) {
+    pub fn step_message(&mut self, now: Now, message: Message, lease_ns: u64) {
+        if self.is_leader()
+            && message.term == self.raw.raft.term
+            && self.raw.raft.prs().get(message.from).is_some()
+        {
+            self.heard_ns.insert(message.from, now.boot_ns);
+        }
         let answers_heartbeat = message.get_msg_type() == MessageType::MsgHeartbeatResponse
             && self.is_leader()
             && message.term == self.raw.raft.term;
@@ -588,25 +609,56 @@ impl Group {
         match &self.transfer {
             Some(t) if now.boot_ns >= t.deadline_ns => {
                 self.raw.raft.abort_leader_transfer();
-                self.transfer = None;
+                self.end_transfer(Err("the other voter has not taken over in time".into()));
                 self.proposals_queued = false;
             }
             Some(_) => self.go_on_transfer(),
             None if shedding => {
-                self.begin_transfer_within(now, None, election_ns);
+                // Tried again with the next tick.
+                let _ = self.begin_transfer(now, None, election_ns, None);
             }
             None => {}
         }
     }
 
-    /// Hands leadership to `to`, or to the voter that has most of the log. Proposals wait meanwhile.
-    pub fn begin_transfer(&mut self, now: Now, to: Option<ReplicaId>, election_ns: u64) {
-        self.begin_transfer_within(now, to, election_ns);
+    /// Hands leadership to `to`, and says how that ended.
+    pub fn transfer(&mut self, now: Now, to: ReplicaId, election_ns: u64, reply: TransferReply) {
+        if let Err((reason, Some(reply))) =
+            self.begin_transfer(now, Some(to), election_ns, Some(reply))
+        {
+            let _ = reply.send(Err(reason));
+        }
     }
 
-    fn begin_transfer_within(&mut self, now: Now, to: Option<ReplicaId>, election_ns: u64) {
-        if !self.is_leader() || self.transfer.is_some() || self.changing.is_some() {
-            return;
+    fn end_transfer(&mut self, result: Result<(), String>) {
+        if let Some(reply) = self.transfer.take().and_then(|t| t.reply) {
+            let _ = reply.send(result);
+        }
+    }
+
+    /// Whether a replica was heard within `within_ns`; this one always is.
+    fn is_heard(&self, replica: u64, now: Now, within_ns: u64) -> bool {
+        replica == self.replica.0
+            || self.heard_ns.get(&replica).is_some_and(|at| now.boot_ns < at + within_ns)
+    }
+
+    /// Hands leadership to `to`, or to the voter that has most of the log. Proposals wait meanwhile.
+    ///
+    /// # Errors
+    /// Why it is not begun, and the reply.
+    fn begin_transfer(
+        &mut self,
+        now: Now,
+        to: Option<ReplicaId>,
+        election_ns: u64,
+        reply: Option<TransferReply>,
+    ) -> Result<(), (String, Option<TransferReply>)> {
+        if !self.is_leader() {
+            return Err(("this replica does not lead".into(), reply));
+        }
+        if self.transfer.is_some() || self.changing.is_some() {
+            let reason = "another leader transfer or a membership change is under way";
+            return Err((reason.into(), reply));
         }
         let me = self.replica.0;
         let last = self.raw.raft.raft_log.last_index();
@@ -616,16 +668,19 @@ impl Group {
             .raft
             .prs()
             .iter()
-            .filter(|(id, p)| **id != me && voters.contains(id) && p.recent_active)
+            .filter(|(id, _)| **id != me && voters.contains(id))
+            .filter(|(id, _)| self.is_heard(**id, now, election_ns))
             .filter(|(_, p)| p.matched + TRANSFER_LAG_MAX >= last)
             .filter(|(id, _)| to.is_none_or(|to| to.0 == **id))
             .max_by_key(|(id, p)| (p.matched, **id))
             .map(|(id, _)| *id);
-        if let Some(to) = best {
-            let deadline_ns = now.boot_ns + election_ns;
-            self.transfer = Some(Transfer { to, deadline_ns, sent: false });
-            self.go_on_transfer();
-        }
+        let Some(to) = best else {
+            return Err(("no such voter answers and has nearly everything".into(), reply));
+        };
+        let deadline_ns = now.boot_ns + election_ns;
+        self.transfer = Some(Transfer { to, deadline_ns, sent: false, reply });
+        self.go_on_transfer();
+        Ok(())
     }
 
     /// Sends the transfer once all own entries are applied by the log's end and the target has them.
@@ -645,11 +700,13 @@ impl Group {
 
     pub fn change_membership(
         &mut self,
+        now: Now,
+        election_ns: u64,
         change: MembershipChange,
         planned_on: Option<u64>,
         reply: oneshot::Sender<Result<(), String>>,
     ) {
-        let refused = self.propose_change(change, planned_on);
+        let refused = self.propose_change(now, election_ns, change, planned_on);
         match refused {
             Ok(index) => self.change_reply = Some((index, reply)),
             Err(reason) => {
@@ -660,6 +717,8 @@ impl Group {
 
     fn propose_change(
         &mut self,
+        now: Now,
+        election_ns: u64,
         change: MembershipChange,
         planned_on: Option<u64>,
     ) -> Result<u64, String> {
@@ -687,12 +746,15 @@ impl Group {
                 if self.record.membership.contains(replica) {
                     return Err(format!("{replica} is in the group"));
                 }
+                if self.renounced.contains(&replica.0) {
+                    return Err(format!("{replica} was given up"));
+                }
                 v2.changes.push(single(ConfChangeType::AddLearnerNode, replica));
                 context.extend_from_slice(&replica.0.to_le_bytes());
                 context.extend_from_slice(&node.0.to_le_bytes());
             }
             MembershipChange::Promote(replica) => {
-                self.has_caught_up(replica)?;
+                self.has_caught_up(replica, now, election_ns)?;
                 v2.changes.push(single(ConfChangeType::AddNode, replica));
             }
             MembershipChange::Demote(replica) => {
@@ -704,11 +766,14 @@ impl Group {
             }
             MembershipChange::Remove(replica) => {
                 self.is_not_own(replica)?;
+                if self.record.membership.is_voter(replica) {
+                    return Err(format!("{replica} is a voter: it becomes a learner first"));
+                }
                 v2.changes.push(single(ConfChangeType::RemoveNode, replica));
             }
             MembershipChange::Swap { promote, remove } => {
                 self.is_not_own(remove)?;
-                self.has_caught_up(promote)?;
+                self.has_caught_up(promote, now, election_ns)?;
                 // An automatic leave would die with its leader.
                 v2.set_transition(ConfChangeTransition::Explicit);
                 v2.changes.push(single(ConfChangeType::AddNode, promote));
@@ -726,9 +791,7 @@ impl Group {
         let current = &self.record.membership;
         let changes_voters = next.voters != current.voters || next.is_joint();
         for voters in [&next.voters, &next.voters_outgoing].into_iter().filter(|_| changes_voters) {
-            let answers = |id: &&u64| {
-                **id == self.replica.0 || raft.prs().get(**id).is_some_and(|p| p.recent_active)
-            };
+            let answers = |id: &&u64| self.is_heard(**id, now, election_ns);
             if !voters.is_empty() && voters.iter().filter(answers).count() <= voters.len() / 2 {
                 return Err("no majority of the next membership answers now".into());
             }
@@ -748,19 +811,52 @@ impl Group {
     }
 
     /// Raft itself would make any learner a voter.
-    fn has_caught_up(&self, replica: ReplicaId) -> Result<(), String> {
+    fn has_caught_up(&self, replica: ReplicaId, now: Now, election_ns: u64) -> Result<(), String> {
         let raft = &self.raw.raft;
-        // One that was just added counts as active, and of a short log it may have nothing at all.
-        let p = raft.prs().get(replica.0).filter(|p| p.recent_active && p.matched > 0);
+        // Of a short log one that was just added may have nothing at all.
+        let p = raft.prs().get(replica.0).filter(|p| p.matched > 0);
+        let p = p.filter(|_| self.is_heard(replica.0, now, election_ns));
         if p.is_none_or(|p| p.matched + CATCH_UP_LAG_MAX < raft.raft_log.committed) {
             return Err(format!("{replica} has not caught up"));
         }
         Ok(())
     }
 
-    pub fn facts(&self) -> GroupFacts {
+    /// This leader takes the replica in no more: it was confirmed not to be in the group, and its
+    /// record goes.
+    ///
+    /// # Errors
+    /// It leads no more in that term, the membership has changed since, or is about to.
+    pub fn renounce(
+        &mut self,
+        replica: ReplicaId,
+        term: u64,
+        membership_index: u64,
+    ) -> Result<(), String> {
         let raft = &self.raw.raft;
+        let is_same = self.is_leader()
+            && (raft.term, self.record.membership_index) == (term, membership_index)
+            && !self.record.membership.contains(replica)
+            && !raft.has_pending_conf()
+            && self.changing.is_none();
+        if !is_same {
+            return Err("the leader or the membership has changed meanwhile".into());
+        }
+        self.renounced.insert(replica.0);
+        while self.renounced.len() > RENOUNCED_MAX {
+            self.renounced.pop_first();
+        }
+        Ok(())
+    }
+
+    pub fn facts(&self, now: Now, election_ns: u64) -> GroupFacts {
+        let raft = &self.raw.raft;
+        let silent_ns = SILENT_ELECTIONS * election_ns;
+        // Nobody has said anything to a leader that has just been elected.
+        let judges = self.is_leader() && now.boot_ns >= self.leader_since_ns + silent_ns;
+        let is_silent = |id: &u64| judges && !self.is_heard(*id, now, silent_ns);
         GroupFacts {
+            silent: raft.prs().iter().map(|(id, _)| *id).filter(is_silent).collect(),
             is_leader: self.is_leader(),
             term: raft.term,
             membership: self.record.membership.clone(),
@@ -936,6 +1032,7 @@ impl Group {
                                 ready: None,
                                 change: Some(index),
                                 installed: None,
+                                destroyed: false,
                             });
                         }
                     }
@@ -1009,7 +1106,7 @@ impl Group {
             return Ok(false);
         }
         let mut rd = self.raw.ready();
-        self.note_role();
+        self.note_role(now);
         for m in rd.take_messages() {
             self.send(now, number, m, &mut round.messages);
         }
@@ -1082,6 +1179,7 @@ impl Group {
                 ready: Some(ready),
                 change: None,
                 installed,
+                destroyed: false,
             });
         } else {
             self.raw.on_persist_ready(ready);
@@ -1128,7 +1226,7 @@ impl Group {
     }
 
     /// What follows from a new term or role.
-    fn note_role(&mut self) {
+    fn note_role(&mut self, at: Now) {
         let raft = &self.raw.raft;
         let now = (raft.term, raft.state);
         if now == self.seen {
@@ -1138,7 +1236,7 @@ impl Group {
         self.seen = now;
         if led {
             self.lost_leadership = true;
-            self.transfer = None;
+            self.end_transfer(Ok(()));
             // They may still be committed by the next leader.
             for f in self.in_flight.drain(..) {
                 self.in_flight_bytes -= f.bytes;
@@ -1150,6 +1248,9 @@ impl Group {
                 let _ = reply.send(Err("leadership was lost: the outcome is unknown".into()));
             }
         }
+        self.heard_ns.clear();
+        self.renounced.clear();
+        self.leader_since_ns = at.boot_ns;
         self.lease.reset();
         self.term_start = match now.1 {
             StateRole::Leader => self.raw.raft.raft_log.last_index(),

@@ -157,8 +157,8 @@ pub enum Request {
     ReadIndex { group: GroupId, reply: oneshot::Sender<Result<(), ReadError>> },
     /// Hand the leadership of all groups to others.
     TransferAll { reply: oneshot::Sender<TransferOutcome> },
-    /// Hand the leadership of one group to a voter.
-    Transfer { group: GroupId, to: ReplicaId },
+    /// Hand the leadership of one group to a voter. Answered once it is given up, or why it is not.
+    Transfer { group: GroupId, to: ReplicaId, reply: oneshot::Sender<Result<(), String>> },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -214,6 +214,17 @@ impl RaftHandle {
             let _ = reply.send(Err(ReadError::Busy));
         }
         receiver
+    }
+
+    /// Hands the leadership of one group to a voter; answers within about an election timeout.
+    ///
+    /// # Errors
+    /// Why it is not handed over, for a person to read.
+    pub async fn transfer(&self, group: GroupId, to: ReplicaId) -> Result<(), String> {
+        let (reply, done) = oneshot::channel();
+        let sent = (self.sender)(Request::Transfer { group, to, reply }, None);
+        sent.map_err(|_| "too much waits for the driver: try again later".to_owned())?;
+        done.await.unwrap_or_else(|_| Err("the replica went away".into()))
     }
 
     /// Starts handing over all leaderships; answers when none is left or none can move.

@@ -20,6 +20,9 @@ pub struct Membership {
     pub nodes: BTreeMap<ReplicaId, NodeId>,
 }
 
+/// Replicas that are not in the group any more whose nodes stay known.
+pub const GONE_KEPT: usize = 32;
+
 /// A change that is not allowed where the group stands.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
@@ -112,12 +115,23 @@ impl Membership {
                 }
             }
             next.nodes.extend(nodes.iter().copied());
+            next.forget_nodes();
         }
         if next.voters.is_empty() {
             return Err(ChangeError::NoVoter);
         }
         next.sort();
         Ok(next)
+    }
+
+    /// Where replicas live that have left is of use for a while only: it tells those that have left
+    /// from those that never came. The newest are kept, by every replica the same.
+    fn forget_nodes(&mut self) {
+        let gone: Vec<ReplicaId> =
+            self.nodes.keys().copied().filter(|r| !self.contains(*r)).collect();
+        for r in gone.iter().rev().skip(GONE_KEPT) {
+            self.nodes.remove(r);
+        }
     }
 
     fn forget_learner(&mut self, id: u64) {
@@ -178,6 +192,20 @@ mod tests {
     use raft::eraftpb::ConfChangeSingle;
     use raft::storage::MemStorage;
     use raft::{Config, RawNode};
+
+    #[test]
+    fn nodes_of_replicas_that_have_left_do_not_pile_up() {
+        let mut m = Membership::genesis(&[(ReplicaId(1), NodeId(1))]);
+        for id in 2..200u64 {
+            let add = change(&[(ConfChangeType::AddLearnerNode, id)], false);
+            m = m.after(&add, &[(ReplicaId(id), NodeId(id))]).unwrap();
+            assert_eq!(m.nodes[&ReplicaId(id)], NodeId(id));
+            m = m.after(&change(&[(ConfChangeType::RemoveNode, id)], false), &[]).unwrap();
+            assert!(m.nodes.contains_key(&ReplicaId(id)), "it is known to have been there");
+        }
+        assert_eq!(m.nodes.len(), 1 + GONE_KEPT);
+        assert!(m.nodes.contains_key(&ReplicaId(1)));
+    }
 
     fn change(parts: &[(ConfChangeType, u64)], explicit: bool) -> ConfChangeV2 {
         let mut c = ConfChangeV2::default();

@@ -137,3 +137,39 @@ async fn connections_are_kept_and_made_anew_for_a_new_address() {
     assert!(router.peers.read().len() <= PEERS_MAX);
     assert!(router.channel(NodeId(9), "no url").is_err());
 }
+
+#[test]
+fn a_replica_that_is_about_to_be_destroyed_is_not_waited_for() {
+    for role in [Role::Follower, Role::Candidate, Role::Learner] {
+        for leader in [None, Some(1), Some(9)] {
+            assert_eq!(
+                choose(Some((role, leader)), &[2, 3], 0, 0, false),
+                Decision::Forward(NodeId(2))
+            );
+            assert_eq!(
+                choose(Some((role, leader)), &[2, 3], 3, 1, false),
+                Decision::Forward(NodeId(3))
+            );
+            assert_eq!(
+                choose(Some((role, leader)), &[2, 3], 0, 1, true),
+                Decision::Forward(NodeId(3))
+            );
+        }
+    }
+    // Its records may be older than what it leads.
+    assert_eq!(choose(Some((Role::Leader, Some(1))), &[2, 3], 0, 0, false), Decision::Local);
+    // Before the first records are there it is taken for what it is.
+    assert_eq!(
+        choose(Some((Role::Follower, Some(9))), &[], 0, 0, false),
+        Decision::Forward(NodeId(9))
+    );
+}
+
+#[test]
+fn a_replica_that_knows_no_leader_for_long_is_not_the_only_one_that_is_asked() {
+    let at = |attempt| choose(Some((Role::Follower, None)), &[1, 2, 3], 0, attempt, false);
+    assert!((0..WAITS_MAX).all(|attempt| at(attempt) == Decision::Wait));
+    let later: Vec<_> = (WAITS_MAX..WAITS_MAX + 4).map(at).collect();
+    assert!(later.contains(&Decision::Wait), "{later:?}");
+    assert!(later.iter().any(|d| matches!(d, Decision::Forward(_))), "{later:?}");
+}

@@ -74,10 +74,14 @@ impl World {
                 let others: Vec<u64> =
                     membership.voters.iter().copied().filter(|v| *v != m.remove.0).collect();
                 let to = ReplicaId(others[self.rng.random_range(0..others.len())]);
-                self.input(leader, Input::Request(Request::Transfer { group, to }));
+                let (reply, _) = oneshot::channel();
+                self.input(leader, Input::Request(Request::Transfer { group, to, reply }));
                 return;
             }
-            MembershipChange::Remove(m.remove)
+            match membership.is_voter(m.remove) {
+                true => MembershipChange::Demote(m.remove),
+                false => MembershipChange::Remove(m.remove),
+            }
         } else if !is_there {
             MembershipChange::AddLearner(m.add, self.nodes[m.to].id)
         } else if !is_voter {

@@ -110,6 +110,10 @@ pub struct Running {
     pub known: BTreeSet<ReplicaId>,
     pub leaving: Option<Leaving>,
     pub steps: Vec<steps::Waiting>,
+    /// Highest term of the meta group of the steps that came.
+    pub step_term: u64,
+    /// As `Cluster::followed`.
+    pub followed: u64,
 }
 
 /// Entries behind it are kept.
@@ -254,6 +258,8 @@ impl Node {
             known,
             leaving: None,
             steps: Vec::new(),
+            step_term: 0,
+            followed: 0,
         };
         let mut found = Vec::new();
         for l in loaded {

@@ -278,6 +278,7 @@ impl World {
         let answer = Box::new(ReportAnswer {
             disk_free_bytes: 1 << 40,
             disk_total_bytes: 1 << 41,
+            followed_replica_id: running.followed,
             replicas,
             ..Default::default()
         });
@@ -302,7 +303,8 @@ impl World {
             p.steps.remove(&id);
         }
         p.contacts.heard(now, &nodes, answers);
-        let o = Observation::new(&state, &p.contacts, now, LOST_AFTER);
+        p.contacts.look_for_missing(&state);
+        let o = Observation::new(planner as u64 + 1, &state, &p.contacts, now, LOST_AFTER);
         (p.observation, p.version) = (o.clone(), seen);
         let due = p.intent.due(&o, limits());
         if let Ok(Some(retarget)) = due {

@@ -211,6 +211,9 @@ impl World {
             self.report.replicas_made += 1;
             self.wake(n);
         }
+        if let Some(running) = &mut self.nodes[n].running {
+            running.followed = state.next_replica_id;
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use super::world::World;
 use ringfold_node::ids::{GroupId, ReplicaId};
 use ringfold_node::meta::rebalance::fence::{self, Act};
 use ringfold_node::raft::driver::{GroupFacts, Input};
-use ringfold_node::raft::handle::{ReadError, Request, Role};
+use ringfold_node::raft::handle::{ReadError, Request};
 use ringfold_proto::internal::{Refusal, Step};
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -24,8 +24,13 @@ pub struct Waiting {
 }
 
 enum What {
-    Change(oneshot::Receiver<Result<(), String>>),
-    Lead,
+    /// The answer, and whether it is that of a membership change.
+    Change(oneshot::Receiver<Result<(), String>>, bool),
+    Renounce {
+        replica: ReplicaId,
+        was_member: bool,
+        renounced: oneshot::Receiver<Result<(), String>>,
+    },
     Confirm {
         replica: ReplicaId,
         before: Box<GroupFacts>,
@@ -43,8 +48,11 @@ impl World {
         let stale = self.options.planted == Some(Planted::StaleStepTaken);
         let Some(records) = &self.records else { return };
         let own_epoch = if stale { 0 } else { records.version(self.nodes[n].seen).epoch };
+        let Some(running) = &mut self.nodes[n].running else { return };
+        let own_term = if stale { 0 } else { running.step_term };
+        running.step_term = own_term.max(step.term);
         self.note(|| format!("node {} is to take {step:?}", n + 1));
-        match self.begin_step(n, step, own_epoch) {
+        match self.begin_step(n, step, own_epoch, own_term) {
             Ok(Some(what)) => {
                 let waiting = Waiting {
                     ask,
@@ -68,21 +76,23 @@ impl World {
         n: usize,
         step: &Step,
         own_epoch: u64,
+        own_term: u64,
     ) -> Result<Option<What>, Refusal> {
         let (group, planned_on) = (GroupId(step.group), step.membership_index);
-        let act = fence::accept(step, own_epoch)?;
+        let act = fence::accept(step, own_epoch, own_term)?;
         let facts = self.nodes[n].running.as_ref().and_then(|r| r.facts(group));
         Ok(Some(match act {
             Act::Change(change) => {
                 let (reply, changed) = oneshot::channel();
                 let planned_on = Some(planned_on);
                 self.input(n, Input::ChangeMembership { group, change, planned_on, reply });
-                What::Change(changed)
+                What::Change(changed, true)
             }
             Act::HandOver(to) => {
                 fence::led(facts, planned_on)?;
-                self.input(n, Input::Request(Request::Transfer { group, to }));
-                What::Lead
+                let (reply, moved) = oneshot::channel();
+                self.input(n, Input::Request(Request::Transfer { group, to, reply }));
+                What::Change(moved, false)
             }
             Act::ConfirmWithout(_)
                 if self.options.planted == Some(Planted::ForgottenUnconfirmed) =>
@@ -114,8 +124,9 @@ impl World {
         let Some(running) = &mut self.nodes[n].running else { return Ok(()) };
         let facts = running.facts(group);
         let result = match &mut w.what {
-            What::Change(changed) => match changed.try_recv() {
+            What::Change(changed, is_membership) => match changed.try_recv() {
                 Err(TryRecvError::Empty) => None,
+                Ok(Ok(())) if !*is_membership => Some(Ok(())),
                 Ok(Ok(())) => {
                     let is = running.driver.record(group).map_or(0, |r| r.membership_index);
                     self.check.changed(group, w.planned_on, is)?;
@@ -124,22 +135,37 @@ impl World {
                 Ok(Err(reason)) => Some(Err(reason)),
                 Err(TryRecvError::Closed) => Some(Err("the node stopped".into())),
             },
-            What::Lead => {
-                let role = running.views.get(&group).map(|v| v.status.read().role);
-                (role != Some(Role::Leader)).then_some(Ok(()))
-            }
             What::Confirm { replica, before, was_member, read } => match read.try_recv() {
                 Err(TryRecvError::Empty) => None,
                 Ok(Ok(())) => {
                     let after = fence::led(facts, w.planned_on);
-                    let confirmed = after
-                        .and_then(|after| fence::is_confirmed_without(before, &after, *replica));
-                    if confirmed.is_ok() {
-                        self.check.confirms(group, *replica, *was_member)?;
+                    let (replica, was_member) = (*replica, *was_member);
+                    let confirmed = after.and_then(|after| {
+                        fence::is_confirmed_without(before, &after, replica).map(|()| after)
+                    });
+                    match confirmed {
+                        Ok(after) => {
+                            let (term, membership_index) = (after.term, after.membership_index);
+                            let (reply, renounced) = oneshot::channel();
+                            w.what = What::Renounce { replica, was_member, renounced };
+                            let input =
+                                Input::Renounce { group, replica, term, membership_index, reply };
+                            self.input(n, input);
+                            None
+                        }
+                        Err(refusal) => Some(Err(refusal.message)),
                     }
-                    Some(confirmed.map_err(|r| r.message))
                 }
                 _ => Some(Err("the read index is not confirmed".into())),
+            },
+            What::Renounce { replica, was_member, renounced } => match renounced.try_recv() {
+                Err(TryRecvError::Empty) => None,
+                Ok(Ok(())) => {
+                    self.check.confirms(group, *replica, *was_member)?;
+                    Some(Ok(()))
+                }
+                Ok(Err(reason)) => Some(Err(reason)),
+                Err(TryRecvError::Closed) => Some(Err("the node stopped".into())),
             },
         };
         match result {

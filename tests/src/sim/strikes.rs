@@ -146,7 +146,8 @@ impl World {
         let (to, _) = hosts[self.rng.random_range(0..hosts.len())];
         self.note(|| format!("{group} is handed over to {to}"));
         for n in 0..self.nodes.len() {
-            self.input(n, Input::Request(Request::Transfer { group, to }));
+            let (reply, _) = oneshot::channel();
+            self.input(n, Input::Request(Request::Transfer { group, to, reply }));
         }
     }
 

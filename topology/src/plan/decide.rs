@@ -44,6 +44,14 @@ impl Decider<'_> {
         if self.is_paused && reason != Reason::Repair {
             return Outcome::Wait(format!("paused; without that, {reason} would go on"));
         }
+        if reason != Reason::Repair
+            && let Some(away) = away(v)
+        {
+            return Outcome::Wait(format!(
+                "{} is down: {reason} goes on once it is back, or is replaced as lost",
+                name(away)
+            ));
+        }
         if let Some(outcome) = self.swap(v, reason).or_else(|| in_progress(v, reason)) {
             return outcome;
         }
@@ -115,7 +123,7 @@ impl Decider<'_> {
                 format!("{} becomes a voter in place of {}", name(new), name(gone))
             }
             (Some(new), None) => format!("{} becomes one more voter", name(new)),
-            (None, Some(gone)) => format!("{} leaves the membership", name(gone)),
+            (None, Some(gone)) => format!("{} is to leave, and votes no more", name(gone)),
             (None, None) => return Outcome::Done,
         };
         let kind = StepKind::Swap {
@@ -273,6 +281,13 @@ fn lacks(r: &ReplicaFact) -> String {
 /// that are ill anyway.
 fn first_to_go<'a>(v: &View<'a>) -> Option<&'a ReplicaFact> {
     v.departing().min_by_key(|r| order_of_leaving(v, r))
+}
+
+/// A voter whose node is down, beside the one that is to go: a move would make the group rest on
+/// fewer still.
+fn away<'a>(v: &View<'a>) -> Option<&'a ReplicaFact> {
+    let gone = first_to_go(v).map(|r| r.replica_id);
+    v.voters().find(|r| Some(r.replica_id) != gone && !v.nodes.is_up(r.node_id))
 }
 
 fn order_of_leaving(v: &View<'_>, r: &ReplicaFact) -> (bool, bool, bool, bool, u64) {

@@ -28,7 +28,11 @@ impl<'a> Slots<'a> {
         };
         for v in views {
             for r in v.replicas().filter(|r| v.is_incoming(r)) {
-                slots.add(v, r.node_id);
+                // One whose node has no room for it does not go on: others may have its slots, and it
+                // is offered its checkpoint again and again all the same.
+                if nodes.has_room(r.node_id, v.fact.bytes) {
+                    slots.add(v, r.node_id);
+                }
             }
         }
         slots

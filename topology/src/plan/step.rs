@@ -42,7 +42,8 @@ pub enum StepKind {
     AddLearner {
         replica_id: u64,
     },
-    /// One change: a learner becomes a voter, a voter leaves. Joint where it is both.
+    /// One change: a learner becomes a voter, a voter becomes a learner, which a change of its own
+    /// takes out then. Joint where it is both.
     Swap {
         promote: Option<u64>,
         remove: Option<u64>,

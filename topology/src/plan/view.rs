@@ -28,6 +28,12 @@ impl<'a> Nodes<'a> {
         self.get(node_id).is_some_and(|m| m.state == MemberState::Draining)
     }
 
+    /// A node whose disk is not known has room, and so has any for what is empty.
+    pub(super) fn has_room(&self, node_id: u64, bytes: u64) -> bool {
+        let free = self.get(node_id).and_then(|m| m.free_bytes);
+        bytes == 0 || free.is_none_or(|free| free >= bytes)
+    }
+
     pub(super) fn may_lead(&self, node_id: u64) -> bool {
         self.get(node_id).is_some_and(|m| m.may_lead)
     }

@@ -170,6 +170,13 @@ pub async fn remove(
             if !meta.members.iter().any(|m| m.node_id == node_id) {
                 return Err(ApiError::MemberNotFound { node_id }.into());
             }
+            // One that drains is never made a voter again: what is seen here stays so.
+            if node.info.hooks.meta_voters().contains(&NodeId(node_id)) {
+                let what = format!(
+                    "node {node_id} still votes in the meta group: wait until another has taken over, and ask again"
+                );
+                return Err(ApiError::MemberRefused { node_id, what }.into());
+            }
             let command = Command::RemoveMember(MetaRemoveMember { node_id });
             propose(&*here, call, node_id, command).await?;
             Ok(Response::new(v1::RemoveMemberResponse {}))

@@ -8,7 +8,7 @@ use ringfold_proto::internal::{LeaderReport, MetaPartition, MetaState, ReplicaRe
 use ringfold_topology::plan::{
     Health, Limits, MemberState, PartitionFact, PlanInput, PlanMember, Reach, ReplicaFact, Role,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -27,6 +27,8 @@ pub struct Led {
 /// What was observed at one time.
 #[derive(Debug, Clone, Default)]
 pub struct Observation {
+    /// In which the observer leads the meta group.
+    pub term: u64,
     pub epoch: u64,
     pub replication_factor: u32,
     pub paused: bool,
@@ -35,10 +37,13 @@ pub struct Observation {
     pub partitions: Vec<PartitionFact>,
     /// By partition.
     pub leaders: Vec<Option<Led>>,
+    /// Replicas that were, or may yet be, proposed to their groups.
+    pub admitted: BTreeSet<u64>,
 }
 
 impl Observation {
     pub fn new(
+        term: u64,
         state: &MetaState,
         contacts: &Contacts,
         now: Instant,
@@ -74,7 +79,10 @@ impl Observation {
             partitions.push(fact);
             leaders.push(led);
         }
+        let recorded = state.placement.iter().flat_map(|p| &p.replicas);
         Observation {
+            term,
+            admitted: recorded.filter(|r| r.admitted).map(|r| r.replica_id).collect(),
             epoch: state.epoch,
             replication_factor: state.replication_factor,
             paused: state.paused,
@@ -99,7 +107,10 @@ impl Observation {
 }
 
 /// Fresh reports by group and replica.
-struct Reports<'a>(HashMap<GroupId, Vec<(NodeId, &'a ReplicaReport)>>);
+struct Reports<'a> {
+    by_group: HashMap<GroupId, Vec<(NodeId, &'a ReplicaReport)>>,
+    contacts: &'a Contacts,
+}
 
 impl<'a> Reports<'a> {
     fn new(contacts: &'a Contacts, now: Instant) -> Reports<'a> {
@@ -109,12 +120,12 @@ impl<'a> Reports<'a> {
                 reports.entry(GroupId(r.group)).or_default().push((node, r));
             }
         }
-        Reports(reports)
+        Reports { by_group: reports, contacts }
     }
 
     fn partition(&self, group: GroupId, placed: &MetaPartition) -> (PartitionFact, Option<Led>) {
         let empty = Vec::new();
-        let reports = self.0.get(&group).unwrap_or(&empty);
+        let reports = self.by_group.get(&group).unwrap_or(&empty);
         // Of two that think that they lead, the later one.
         let leader = reports
             .iter()
@@ -126,6 +137,8 @@ impl<'a> Reports<'a> {
             let own = reports.iter().find(|(n, r)| n.0 == node && r.replica_id == replica);
             match (own, leader) {
                 (Some((_, r)), _) if r.closed => Health::Closed,
+                // Not there, and its node would know.
+                (None, _) if self.contacts.is_missing(NodeId(node), replica) => Health::Closed,
                 (None, _) | (_, None) => Health::Unknown,
                 (Some(_), Some((_, _, l))) => health_of(l, replica),
             }
@@ -140,7 +153,10 @@ impl<'a> Reports<'a> {
                         if m.is_joint() { m.voters_outgoing.contains(&replica_id) } else { new };
                     let learner =
                         m.learners.contains(&replica_id) || m.learners_next.contains(&replica_id);
-                    Role::of(admitted, new, old, learner)
+                    // One whose proposal was lost after its mark is proposed again. It was in the
+                    // group once if its node is known there.
+                    let joined = admitted && m.nodes.contains_key(&ReplicaId(replica_id));
+                    Role::of(joined, new, old, learner)
                 }
             };
             let health = health(node_id, replica_id);

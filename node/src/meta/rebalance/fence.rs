@@ -19,8 +19,15 @@ pub enum Act {
     ConfirmWithout(ReplicaId),
 }
 
-/// What the step asks for, unless it was planned on an older epoch than this node knows.
-pub fn accept(step: &Step, own_epoch: u64) -> Result<Act, Refusal> {
+/// What the step asks for, unless it was planned on an older epoch than this node knows, or by a
+/// leader of the meta group before the last one that it knows.
+pub fn accept(step: &Step, own_epoch: u64, own_term: u64) -> Result<Act, Refusal> {
+    if step.term < own_term {
+        return Err(refusal(
+            STALE_STEP,
+            format!("planned in term {} of the meta group, which is at {own_term}", step.term),
+        ));
+    }
     if step.epoch < own_epoch {
         return Err(refusal(
             STALE_STEP,
@@ -44,6 +51,7 @@ pub fn accept(step: &Step, own_epoch: u64) -> Result<Act, Refusal> {
             promote: ReplicaId(promote),
             remove: ReplicaId(remove),
         }),
+        Some(Kind::Demote(voter)) => Act::Change(MembershipChange::Demote(ReplicaId(voter))),
         Some(Kind::LeaveJoint(_)) => Act::Change(MembershipChange::LeaveJoint),
         Some(Kind::TransferLeaderTo(to)) => Act::HandOver(ReplicaId(to)),
         Some(Kind::ConfirmWithout(replica)) => Act::ConfirmWithout(ReplicaId(replica)),
@@ -115,13 +123,16 @@ mod tests {
     #[test]
     fn a_step_of_an_older_epoch_is_refused_and_a_newer_one_is_not() {
         let kind = Some(Kind::LeaveJoint(LeaveJoint {}));
-        let step = Step { group: 1, epoch: 4, membership_index: 7, kind };
+        let step = Step { group: 1, epoch: 4, membership_index: 7, kind, term: 2 };
         for (own_epoch, is_taken) in [(3, true), (4, true), (5, false)] {
-            assert_eq!(accept(&step, own_epoch).is_ok(), is_taken, "{own_epoch}");
+            assert_eq!(accept(&step, own_epoch, 2).is_ok(), is_taken, "{own_epoch}");
+        }
+        for (own_term, is_taken) in [(1, true), (2, true), (3, false)] {
+            assert_eq!(accept(&step, 4, own_term).is_ok(), is_taken, "{own_term}");
         }
         let of_meta = Step { group: GroupId::META.0, ..step };
-        assert_eq!(accept(&of_meta, 4).unwrap_err().reason, STEP_FAILED);
-        assert_eq!(accept(&Step { kind: None, ..step }, 4).unwrap_err().reason, "UNKNOWN_STEP");
+        assert_eq!(accept(&of_meta, 4, 2).unwrap_err().reason, STEP_FAILED);
+        assert_eq!(accept(&Step { kind: None, ..step }, 4, 2).unwrap_err().reason, "UNKNOWN_STEP");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!                                          └────────> plan ─> steps ─> meta group, groups' leaders
 //! ```
 //! Nothing is remembered between rounds but who was heard when: whoever leads next goes on.
+pub mod asking;
 pub mod contacts;
 pub mod facts;
 pub mod fence;
@@ -18,7 +19,7 @@ use super::state::is_removed;
 use crate::ids::NodeId;
 use crate::partition::apply::MetaOutcome;
 use crate::raft::handle::ProposeError;
-use contacts::Contacts;
+use contacts::{Contacts, OwnTime};
 use facts::Observation;
 use intent::Intent;
 use parking_lot::Mutex;
@@ -38,6 +39,10 @@ use tokio_util::sync::CancellationToken;
 const IDLE: Duration = Duration::from_millis(500);
 /// While something moves.
 const BUSY: Duration = Duration::from_millis(100);
+/// At least, also where a step has ended meanwhile; and as long as the look itself took.
+const LEAST: Duration = Duration::from_millis(20);
+/// How often the time in which this process runs is read.
+const READ_TIME: Duration = Duration::from_millis(200);
 /// Steps under way at once; each has an end of its own.
 pub const STEPS_MAX: usize = 32;
 
@@ -53,6 +58,9 @@ pub struct RebalanceSettings {
 pub trait Host: Send + Sync + 'static {
     /// This node leads the meta group.
     fn leads(&self) -> bool;
+    /// The term in which this node leads the meta group, confirmed by a read index: the records are
+    /// as new as any then. `None`: it does not lead, or nobody confirms it in time.
+    async fn confirmed_term(&self) -> Option<u64>;
     fn state(&self) -> Arc<MetaState>;
     /// Answers of those that answer within a second or two.
     async fn reports(&self, nodes: &BTreeSet<NodeId>) -> Vec<(NodeId, ReportAnswer)>;
@@ -66,10 +74,11 @@ pub struct Rebalance {
     settings: RebalanceSettings,
     plan: watch::Sender<Arc<v1::RebalancePlanResponse>>,
     known: Mutex<Known>,
+    time: Mutex<OwnTime>,
     /// Rounds that have ended, and the one that somebody waits for.
     rounds: watch::Sender<u64>,
     wanted_round: AtomicU64,
-    wake: Notify,
+    wake: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -84,9 +93,10 @@ impl Rebalance {
             settings,
             plan: watch::Sender::default(),
             known: Mutex::default(),
+            time: Mutex::new(OwnTime::new(Instant::now())),
             rounds: watch::Sender::default(),
             wanted_round: AtomicU64::new(0),
-            wake: Notify::new(),
+            wake: Arc::default(),
         }
     }
 
@@ -142,6 +152,7 @@ impl Rebalance {
         let rounds = async {
             let mut running = Running::default();
             loop {
+                let began = Instant::now();
                 let pause = if host.leads() {
                     self.round(&host, &mut running).await
                 } else {
@@ -151,13 +162,21 @@ impl Rebalance {
                 };
                 self.rounds.send_modify(|r| *r += 1);
                 if *self.rounds.borrow() >= self.wanted_round.load(Ordering::Acquire) {
+                    tokio::time::sleep(LEAST.max(began.elapsed()).min(pause)).await;
                     let _ = tokio::time::timeout(pause, self.wake.notified()).await;
                 }
+            }
+        };
+        let readings = async {
+            loop {
+                self.time.lock().read(Instant::now());
+                tokio::time::sleep(READ_TIME).await;
             }
         };
         tokio::select! {
             () = stop.cancelled() => {}
             () = rounds => {}
+            () = readings => {}
         }
     }
 
@@ -172,14 +191,17 @@ impl Rebalance {
         };
         let answers = host.reports(&nodes).await;
         running.collect();
-        // The records as of after the reports: what was recorded meanwhile is not overlooked.
+        // The records as of after the reports: what was recorded meanwhile is not overlooked. A
+        // leader that was deposed, or does not know yet what it led into, plans nothing.
+        let Some(term) = host.confirmed_term().await else { return BUSY };
         let state = host.state();
-        let now = Instant::now();
+        let now = self.time.lock().read(Instant::now());
         let lost_after = Duration::from_millis(self.settings.repair_after_ms);
         let observation = {
             let mut known = self.known.lock();
             known.contacts.heard(now, &nodes, answers);
-            let o = Observation::new(&state, &known.contacts, now, lost_after);
+            known.contacts.look_for_missing(&state);
+            let o = Observation::new(term, &state, &known.contacts, now, lost_after);
             known.observation = o.clone();
             o
         };
@@ -198,7 +220,7 @@ impl Rebalance {
         let plan = ringfold_topology::plan::plan(&observation.plan_input(self.settings.limits));
         self.publish(&observation, &plan);
         let at_rest = plan.at_rest;
-        running.start(host, &observation, plan);
+        running.start(host, &self.wake, &observation, plan);
         if at_rest && running.steps.is_empty() { IDLE } else { BUSY }
     }
 
@@ -260,7 +282,7 @@ impl Running {
         }
     }
 
-    fn start(&mut self, host: &Arc<dyn Host>, o: &Observation, plan: Plan) {
+    fn start(&mut self, host: &Arc<dyn Host>, wake: &Arc<Notify>, o: &Observation, plan: Plan) {
         for step in plan.steps {
             if self.steps.len() >= STEPS_MAX || self.partitions.contains(&step.partition) {
                 continue;
@@ -268,8 +290,15 @@ impl Running {
             let Some(todo) = steps::Todo::new(o, &step) else { continue };
             tracing::debug!(partition = step.partition, kind = ?step.kind, "{}", step.explanation);
             self.partitions.insert(step.partition);
-            let (host, partition) = (host.clone(), step.partition);
-            self.steps.spawn(async move { (partition, todo.run(&*host).await) });
+            let (host, wake, partition) = (host.clone(), wake.clone(), step.partition);
+            self.steps.spawn(async move {
+                let result = todo.run(&*host).await;
+                // The next one is due. One that was refused waits for other facts.
+                if result.is_ok() {
+                    wake.notify_one();
+                }
+                (partition, result)
+            });
         }
     }
 

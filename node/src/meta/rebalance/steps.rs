@@ -40,6 +40,7 @@ impl Todo {
                 epoch: o.epoch,
                 membership_index: led.membership_index,
                 kind: Some(kind),
+                term: o.term,
             };
             Some(Request::Step(led, step))
         };
@@ -58,6 +59,9 @@ impl Todo {
                     ask(Kind::AddLearner(AddLearner { replica_id, node_id }))?,
                 ]
             }
+            StepKind::Swap { promote: None, remove: Some(replica) } => {
+                vec![ask(Kind::Demote(replica))?]
+            }
             StepKind::Swap { promote, remove } => {
                 let (promote, remove) = (promote.unwrap_or(0), remove.unwrap_or(0));
                 vec![ask(Kind::Swap(Swap { promote, remove }))?]
@@ -71,7 +75,8 @@ impl Todo {
             }
             // Never proposed to its group: nobody needs to confirm that it is not in there.
             StepKind::Forget { replica_id }
-                if find(replica_id).is_some_and(|r: &ReplicaFact| r.role == Role::Recorded) =>
+                if !o.admitted.contains(&replica_id)
+                    && find(replica_id).is_some_and(|r: &ReplicaFact| r.role == Role::Recorded) =>
             {
                 vec![forget(replica_id, false)]
             }

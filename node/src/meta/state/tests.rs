@@ -291,3 +291,24 @@ fn an_unknown_command_stops_the_group() {
     let unknown = MetaCommand { if_epoch: 0, command: None };
     assert!(apply_command(&mut MetaState::default(), unknown).is_err());
 }
+
+#[test]
+fn members_that_were_removed_long_ago_are_known_by_their_ids() {
+    let mut state = three_members(2);
+    let first = state.next_node_id;
+    for n in 0..REMOVED_KEPT as u64 + 10 {
+        apply(&mut state, Command::Join(join_as(&format!("left-{n}"), 0)));
+        let node_id = first + n;
+        apply(&mut state, Command::RemoveMember(MetaRemoveMember { node_id }));
+    }
+    assert_eq!(state.members.iter().filter(|m| is_removed(m)).count(), REMOVED_KEPT);
+    assert!(was_removed(&state, first) && state.members.iter().all(|m| m.node_id != first));
+    assert!(was_removed(&state, first + 20) && !was_removed(&state, state.next_node_id));
+    assert!(!was_removed(&state, FIRST_ID) && !was_removed(&state, 0));
+    let back = Command::Join(join_as("left-0", first));
+    let refused = apply_command(&mut state, command(back)).unwrap();
+    assert!(
+        matches!(&refused, MetaOutcome::Refused(r) if r.contains("was removed")),
+        "{refused:?}"
+    );
+}

@@ -245,3 +245,159 @@ fn a_round_that_was_lost_does_not_hold_later_reads_up() {
     assert_eq!(second[0].try_recv(), Ok(Ok(())));
     assert_eq!(first[0].try_recv(), Ok(Ok(())));
 }
+
+impl Three {
+    fn tick(&mut self) -> Sent {
+        let mut sent = Vec::new();
+        for at in 0..3 {
+            self.0[at].ms += 100;
+            let round = self.0[at].step(Vec::new());
+            sent.extend(self.settle(at, round));
+        }
+        sent
+    }
+
+    /// Proposes a change to the leader, and delivers all that follows.
+    fn change(&mut self, change: MembershipChange) -> Result<(), String> {
+        let (reply, mut changed) = oneshot::channel();
+        let input = Input::ChangeMembership { group: GROUP, change, planned_on: None, reply };
+        let round = self.0[0].step(vec![input]);
+        let sent = self.settle(0, round);
+        self.deliver(sent);
+        changed.try_recv().unwrap()
+    }
+
+    fn transfer(&mut self, to: u64) -> (oneshot::Receiver<Result<(), String>>, Sent) {
+        let (reply, moved) = oneshot::channel();
+        let request = Request::Transfer { group: GROUP, to: ReplicaId(to), reply };
+        let round = self.0[0].step(vec![Input::Request(request)]);
+        (moved, self.settle(0, round))
+    }
+}
+
+#[test]
+fn a_leadership_is_handed_over_at_any_moment_and_the_reply_says_so() {
+    // Some of these moments come right after a check of the quorum, which clears raft's own marks.
+    for ticks in 1..=25 {
+        let mut three = Three::led_by_first();
+        for _ in 0..ticks {
+            let sent = three.tick();
+            three.deliver(sent);
+        }
+        let on_their_way = three.tick();
+        let (mut moved, sent) = three.transfer(2);
+        three.deliver(on_their_way);
+        three.deliver(sent);
+        assert_eq!(moved.try_recv(), Ok(Ok(())), "after {ticks} ticks");
+        assert_eq!(three.0[1].driver.role(GROUP), Some(Role::Leader));
+    }
+}
+
+#[test]
+fn a_leadership_that_is_not_handed_over_is_answered_with_the_reason() {
+    let why = |moved: &mut oneshot::Receiver<Result<(), String>>| match moved.try_recv() {
+        Ok(Err(reason)) => reason,
+        other => panic!("{other:?}"),
+    };
+    let mut three = Three::led_by_first();
+    let (mut unknown, _) = three.transfer(9);
+    assert!(why(&mut unknown).contains("no such voter"));
+    let (mut lost, sent) = three.transfer(2);
+    assert!(!sent.is_empty());
+    drop(sent);
+    let (mut second, _) = three.transfer(3);
+    assert!(why(&mut second).contains("another leader transfer"));
+    assert!(lost.try_recv().is_err(), "it is under way");
+    for _ in 0..10 {
+        // Those of the transfer are lost again and again.
+        let sent = three.tick();
+        three.deliver(sent.into_iter().filter(|(_, _, m)| !is_timeout_now(m)).collect());
+    }
+    assert!(why(&mut lost).contains("in time"));
+    // Nobody answers for an election timeout.
+    three.0[0].ms += 1_000;
+    let (mut silent, _) = three.transfer(2);
+    assert!(why(&mut silent).contains("no such voter answers"));
+    let (reply, mut moved) = oneshot::channel();
+    let elsewhere = Request::Transfer { group: GroupId(7), to: ReplicaId(1), reply };
+    three.0[0].step(vec![Input::Request(elsewhere)]);
+    assert!(why(&mut moved).contains("no replica"));
+}
+
+fn is_timeout_now(m: &PeerMessage) -> bool {
+    Message::decode(&m.bytes[..]).unwrap().get_msg_type() == MessageType::MsgTimeoutNow
+}
+
+#[test]
+fn a_voter_is_a_learner_before_it_leaves() {
+    let mut three = Three::led_by_first();
+    let gone = ReplicaId(3);
+    let refused = three.change(MembershipChange::Remove(gone)).unwrap_err();
+    assert!(refused.contains("becomes a learner first"), "{refused}");
+    three.change(MembershipChange::Demote(gone)).unwrap();
+    three.change(MembershipChange::Remove(gone)).unwrap();
+    assert!(!three.0[0].driver.facts(GROUP).unwrap().membership.contains(gone));
+}
+
+#[test]
+fn a_replica_that_was_given_up_is_not_taken_in_by_its_leader() {
+    let mut three = Three::led_by_first();
+    let gone = ReplicaId(9);
+    let renounce = |three: &mut Three, term, membership_index| {
+        let (reply, mut renounced) = oneshot::channel();
+        let (group, replica) = (GROUP, gone);
+        let input = Input::Renounce { group, replica, term, membership_index, reply };
+        three.0[0].step(vec![input]);
+        renounced.try_recv().unwrap()
+    };
+    let facts = three.0[0].driver.facts(GROUP).unwrap();
+    let (term, index) = (facts.term, facts.membership_index);
+    assert!(renounce(&mut three, term - 1, index).is_err());
+    assert!(renounce(&mut three, term, index + 1).is_err());
+    renounce(&mut three, term, index).unwrap();
+    let refused = three.change(MembershipChange::AddLearner(gone, NodeId(3))).unwrap_err();
+    assert!(refused.contains("given up"), "{refused}");
+    three.change(MembershipChange::AddLearner(ReplicaId(10), NodeId(3))).unwrap();
+}
+
+#[test]
+fn a_replica_is_destroyed_once_its_own_record_is_synced() {
+    let mut node = Node::alone(DriverSettings::new(NodeId(1)));
+    let inputs = node.propose_many(1, 100);
+    let before = node.step(inputs);
+    assert!(!before.write.persisted.is_empty());
+    let (reply, mut destroyed) = oneshot::channel();
+    let replica = ReplicaId(1);
+    let ended = node.step(vec![Input::Destroy { group: GROUP, replica, reply }]);
+    let closes = |round: &Round| {
+        let is_close = |t: &ApplyTask| matches!(t, ApplyTask::Close { done: Some(_), .. });
+        round.apply.iter().any(is_close)
+    };
+    let after_first = node.sync_once(before);
+    assert!(!closes(&after_first), "the write of an entry says nothing of the record");
+    let mut after_second = node.sync_once(ended);
+    assert!(closes(&after_second));
+    assert!(destroyed.try_recv().is_err(), "its database is closed first");
+    for task in after_second.apply.drain(..) {
+        if let ApplyTask::Close { done: Some(done), .. } = task {
+            done.send(()).unwrap();
+        }
+    }
+    destroyed.try_recv().unwrap();
+}
+
+#[test]
+fn members_that_say_nothing_are_silent_after_a_while() {
+    let mut three = Three::led_by_first();
+    for tick in 0..29 {
+        let sent = three.tick();
+        three.deliver(sent.into_iter().filter(|(_, to, _)| to.0 != 3).collect());
+        let silent = three.0[0].driver.facts(GROUP).unwrap().silent;
+        assert!(silent.is_empty(), "after {tick} ticks: {silent:?}");
+    }
+    for _ in 0..3 {
+        let sent = three.tick();
+        three.deliver(sent.into_iter().filter(|(from, to, _)| from.0 != 3 && to.0 != 3).collect());
+    }
+    assert_eq!(three.0[0].driver.facts(GROUP).unwrap().silent, BTreeSet::from([3]));
+}

@@ -141,7 +141,10 @@ fn limits(input: &PlanInput<'_>, plan: &Plan) {
         for r in &fact.replicas {
             let incoming = r.role == Role::Recorded
                 || r.role == Role::Learner && !matches!(r.health, Health::Ready | Health::Closed);
-            if incoming && r.is_recorded && reach(input, r.node_id) == Some(Reach::Up) {
+            let free = input.members.iter().find(|m| m.node_id == r.node_id);
+            let is_stuck = free.and_then(|m| m.free_bytes).is_some_and(|free| free < fact.bytes);
+            if incoming && !is_stuck && r.is_recorded && reach(input, r.node_id) == Some(Reach::Up)
+            {
                 count(p, r.node_id, false);
             }
         }

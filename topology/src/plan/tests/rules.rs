@@ -111,19 +111,30 @@ fn a_partition_without_quorum_is_left_alone() {
 
 #[test]
 fn a_change_that_would_leave_no_quorum_waits() {
-    // Five voters for three, and two of those that stay are down: the surplus ones are needed.
-    let five: Vec<_> = (1..=5).map(|n| (n, Voter, Ready)).collect();
-    let surplus = case([1, 4, 5], &five);
+    // Five voters for three, and two of those that stay are ill: the surplus ones are needed.
+    let five = |health| {
+        let health = move |n| if n < 4 { Ready } else { health };
+        case([1, 4, 5], &(1..=5).map(|n| (n, Voter, health(n))).collect::<Vec<_>>())
+    };
+    let surplus = five(Ready);
     assert_eq!(surplus.step().0, StepKind::Swap { promote: None, remove: Some(2) });
-    let why = surplus.with_reach(4, DOWN).with_reach(5, DOWN).waits();
+    let why = five(Unknown).waits();
     assert!(why.contains("without replica 2 on node 2 too few healthy voters"), "{why}");
 }
 
 #[test]
-fn a_swap_needs_no_more_than_a_majority() {
-    let down = |r: &[_]| case([1, 3, 4], r).with_reach(3, DOWN);
-    assert_eq!(down(&and([1, 2, 3], &[(4, Learner, Ready)])).step().0, swap(4, 2));
-    assert!(down(&and([1, 2, 3], &[(4, Learner, BEHIND)])).waits().contains("catches up"));
+fn a_move_waits_while_another_voter_is_down_and_a_repair_does_not() {
+    let of = |r: &[_]| case([1, 3, 4], &and([1, 2, 3], r));
+    for more in [vec![], vec![(4, Learner, Ready)], vec![(4, Learner, BEHIND)]] {
+        let why = of(&more).with_reach(3, DOWN).waits();
+        assert!(why.contains("replica 3 on node 3 is down"), "{why}");
+        let drained = of(&more).draining(2).with_reach(3, DOWN).waits();
+        assert!(drained.contains("drain goes on once it is back"), "{drained}");
+    }
+    // The one that goes may be down itself.
+    assert_eq!(of(&[(4, Learner, Ready)]).with_reach(2, DOWN).step().0, swap(4, 2));
+    let repair = case([1, 2, 4], &and([1, 2, 3], &[(4, Learner, Ready)]));
+    assert_eq!(repair.with_reach(3, LOST).step(), (swap(4, 3), Reason::Repair));
 }
 
 #[test]
@@ -144,6 +155,8 @@ fn a_closed_replica_leaves_where_its_node_is_to_get_the_new_one() {
     let closed = [(1, Voter, Ready), (2, Voter, Ready), (3, Voter, Closed)];
     let out = StepKind::Swap { promote: None, remove: Some(3) };
     assert_eq!(case([1, 2, 3], &closed).step(), (out, Reason::Repair));
+    let learner = [(1, Voter, Ready), (2, Voter, Ready), (3, Learner, Closed)];
+    assert_eq!(case([1, 2, 3], &learner).step().0, StepKind::RemoveLearner { replica_id: 3 });
     let left = [(1, Voter, Ready), (2, Voter, Ready), (3, Left, Closed)];
     assert_eq!(case([1, 2, 3], &left).step().0, StepKind::Forget { replica_id: 3 });
     let gone = [(1, Voter, Ready), (2, Voter, Ready)];
@@ -242,6 +255,19 @@ fn a_node_without_room_gets_no_replica() {
     assert_eq!(plan.steps.len(), 1);
     let why = &plan.waiting[0].explanation;
     assert!(why.contains("room for 150 bytes, and 100 more"), "{why}");
+}
+
+#[test]
+fn a_copy_that_its_node_has_no_room_for_holds_no_slot() {
+    let copy = [(4, Learner, BEHIND)];
+    let mut case = case([1, 2, 4], &and([1, 2, 3], &copy));
+    case.partition([1, 2, 5], &voters([1, 2, 3]));
+    case.limits.moves_total = 1;
+    assert!(case.plan().steps.is_empty(), "the first one has the only slot");
+    case.node(4).free_bytes = Some(99);
+    let plan = case.plan();
+    assert_eq!(plan.steps.len(), 1);
+    assert_eq!(plan.steps[0].kind, StepKind::CreateReplica { node_id: 5 });
 }
 
 #[test]

@@ -332,9 +332,13 @@ impl Sim {
             }
             Change::RemoveLearner(id) => drop(g.membership.remove(&id)),
             Change::LeaveJoint => {
-                g.membership.retain(|_, role| *role != Role::Leaving);
-                for role in g.membership.values_mut().filter(|r| **r == Role::Entering) {
-                    *role = Role::Voter;
+                for role in g.membership.values_mut() {
+                    *role = match *role {
+                        Role::Entering => Role::Voter,
+                        // A voter is a learner before it leaves.
+                        Role::Leaving => Role::Learner,
+                        other => other,
+                    };
                 }
             }
             Change::Swap(Some(new), Some(gone)) => {
@@ -342,7 +346,7 @@ impl Sim {
                 g.membership.insert(gone, Role::Leaving);
             }
             Change::Swap(new, gone) => {
-                g.membership.retain(|id, _| Some(*id) != gone);
+                g.membership.extend(gone.map(|id| (id, Role::Learner)));
                 g.membership.extend(new.map(|id| (id, Role::Voter)));
             }
         }
