@@ -1,7 +1,7 @@
 //! Writers, readers and lookups over several streams, through random nodes, that record a history.
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::ballast;
 use crate::checker;
 use crate::cluster::{LocalCluster, detail, reason, timed, within};
 use crate::history::{
@@ -75,7 +76,7 @@ impl Load {
 
 /// What all clients of a load share.
 struct Shared {
-    stores: Vec<Store>,
+    stores: RwLock<Vec<Store>>,
     names: Vec<Arc<str>>,
     pad_bytes: usize,
     pause: Duration,
@@ -98,7 +99,7 @@ pub fn start(cluster: &LocalCluster, clock: Clock, load: &Load) -> Running {
 /// The same on whatever answers as nodes do.
 pub fn start_on(stores: Vec<Store>, clock: Clock, load: &Load) -> Running {
     let shared = Arc::new(Shared {
-        stores,
+        stores: RwLock::new(stores),
         names: load.names(),
         pad_bytes: load.pad_bytes,
         pause: load.pause,
@@ -132,6 +133,11 @@ pub fn start_on(stores: Vec<Store>, clock: Clock, load: &Load) -> Running {
 impl Running {
     pub fn acknowledged(&self) -> u64 {
         self.shared.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// From now on through these nodes: some have come, or gone for good.
+    pub fn use_nodes(&self, cluster: &LocalCluster) {
+        *self.shared.stores.write().unwrap() = cluster.stores();
     }
 
     /// Waits until `more` further appends have been acknowledged.
@@ -178,8 +184,9 @@ impl Client {
     }
 
     fn store(&mut self) -> Store {
-        let i = self.rng.random_range(0..self.shared.stores.len());
-        self.shared.stores[i].clone()
+        let stores = self.shared.stores.read().unwrap();
+        let i = self.rng.random_range(0..stores.len());
+        stores[i].clone()
     }
 
     fn stream(&mut self) -> Arc<str> {
@@ -733,6 +740,10 @@ pub async fn judge_answers(
     cluster.assert_replicas_agree().await;
 }
 
+fn is_ballast(stream: &str) -> bool {
+    stream.split('-').next() == Some(ballast::CATEGORY)
+}
+
 async fn check_lists(stores: Vec<Store>, log: &FinalLog) {
     let heads: Vec<(String, u64)> = log
         .streams
@@ -747,7 +758,8 @@ async fn check_lists(stores: Vec<Store>, log: &FinalLog) {
             .expect("ListStreams")
             .into_inner();
         while let Some(page) = pages.message().await.expect("ListStreams") {
-            streams.extend(page.streams.into_iter().map(|s| (s.stream, s.revision)));
+            let loads = page.streams.into_iter().filter(|s| !is_ballast(&s.stream));
+            streams.extend(loads.map(|s| (s.stream, s.revision)));
         }
         assert_eq!(streams, heads, "ListStreams through the {i}th");
         let mut states = Vec::new();
@@ -757,7 +769,8 @@ async fn check_lists(stores: Vec<Store>, log: &FinalLog) {
             .expect("ListStates")
             .into_inner();
         while let Some(page) = pages.message().await.expect("ListStates") {
-            states.extend(page.states.into_iter().map(|s| (s.stream, s.revision)));
+            let loads = page.states.into_iter().filter(|s| !is_ballast(&s.stream));
+            states.extend(loads.map(|s| (s.stream, s.revision)));
         }
         assert_eq!(states, heads, "ListStates through the {i}th");
     }

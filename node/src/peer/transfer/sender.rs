@@ -3,6 +3,7 @@ use super::manifest::{FILES_MAX, check};
 use super::{
     BUSY, CHECKPOINTS, CHUNK_BYTES, Inner, ManifestError, TransferError, on_disk, remove_folder,
 };
+use crate::failpoint;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::peer::control::{ControlError, refusal};
 use crate::peer::frame::Kind;
@@ -130,6 +131,7 @@ pub(super) async fn chunk(
     let left = bytes.saturating_sub(fetch.offset);
     let len = u64::from(fetch.max_bytes.min(CHUNK_BYTES)).min(left) as usize;
     inner.rate_out.pass(len).await;
+    failpoint::hit(point_of(&prepared.manifest, &fetch, len as u64), group);
     let read = on_disk(move || {
         let path = prepared.directory.join(&fetch.file);
         let mut data = vec![0; len];
@@ -138,12 +140,35 @@ pub(super) async fn chunk(
             .map_err(TransferError::disk(&path, "read"))?;
         Ok(data)
     });
-    let data = read.await.map_err(|error| {
+    let mut data = read.await.map_err(|error| {
         tracing::error!(%error, "a chunk of a checkpoint cannot be read");
         refusal("UNREADABLE", error)
     })?;
+    if failpoint::hit("chunk-damaged", group) {
+        data.iter_mut().skip(len / 2).take(1).for_each(|byte| *byte ^= 0x10);
+    }
+    if failpoint::hit("chunk-short", group) {
+        data.truncate(len / 2);
+    }
+    if failpoint::hit("chunk-missing", group) {
+        data.clear();
+    }
     inner.counters.sent_bytes.fetch_add(len as u64, Ordering::Relaxed);
     Ok(Chunk { data: Bytes::from(data) })
+}
+
+/// The failpoint of a chunk, by its place in the whole checkpoint.
+fn point_of(manifest: &Manifest, fetch: &FetchChunk, len: u64) -> &'static str {
+    let is = |file: Option<&ManifestFile>| file.is_some_and(|f| f.name == fetch.file);
+    if is(manifest.files.first()) && fetch.offset == 0 {
+        "chunk-first"
+    } else if is(manifest.files.last())
+        && manifest.files.last().is_some_and(|f| f.bytes == fetch.offset + len)
+    {
+        "chunk-last"
+    } else {
+        "chunk-middle"
+    }
 }
 
 pub(super) fn want(inner: &Arc<Inner>, group: GroupId, replica: ReplicaId, node: NodeId) {
@@ -206,8 +231,10 @@ async fn send(
     let offer = Offer { group: group.0, replica_id: replica.0, index, bytes };
     make_offer(inner, node, &offer).await?;
     let silence = Duration::from_millis(inner.settings.silence_ms);
+    let quiet = Duration::from_millis(4 * inner.settings.retry_ms).min(silence / 4);
+    let mut held = Instant::now();
     loop {
-        match timeout(silence / 4, &mut done).await {
+        match timeout(quiet, &mut done).await {
             Ok(Ok(TransferDone { installed: true, .. })) => return Ok(bytes),
             Ok(Ok(TransferDone { message, .. })) => {
                 // It may be this copy that is damaged: the next try makes another.
@@ -219,33 +246,47 @@ async fn send(
             }
             Ok(Err(_)) => return Err(TransferError::Stopping),
             Err(_) => {
-                // What is held is forgotten in time, unless it is said again; what the log has
-                // dropped all the same makes this checkpoint useless.
-                inner.host.hold_log(group, replica, Some(index));
-                let first_index = inner.host.first_index(group);
-                if index + 1 < first_index {
-                    inner.sender.prepared.lock().await.remove(&group);
-                    return Err(TransferError::Overtaken { index, first_index });
+                if held.elapsed() >= silence / 4 {
+                    held = Instant::now();
+                    // What is held is forgotten in time, unless it is said again; what the log has
+                    // dropped all the same makes this checkpoint useless.
+                    inner.host.hold_log(group, replica, Some(index));
+                    let first_index = inner.host.first_index(group);
+                    if index + 1 < first_index {
+                        inner.sender.prepared.lock().await.remove(&group);
+                        return Err(TransferError::Overtaken { index, first_index });
+                    }
                 }
-                let outgoing = inner.sender.outgoing.lock();
-                let ready = outgoing.get(&(group, replica)).and_then(|o| o.ready.as_ref());
-                if ready.is_none_or(|r| r.active.elapsed() > silence) {
+                let silent = {
+                    let outgoing = inner.sender.outgoing.lock();
+                    let ready = outgoing.get(&(group, replica)).and_then(|o| o.ready.as_ref());
+                    ready.map_or(Duration::MAX, |r| r.active.elapsed())
+                };
+                if silent > silence {
                     return Err(TransferError::Silent { ms: inner.settings.silence_ms });
+                }
+                // It may have started again, and know of no offer: one that fetches says yes to this
+                // one once more.
+                if silent > quiet
+                    && let Err(ControlError::Refused(r)) = offer_once(inner, node, &offer).await
+                    && r.reason != BUSY
+                {
+                    return Err(ControlError::Refused(r).into());
                 }
             }
         }
     }
 }
 
+async fn offer_once(inner: &Inner, node: NodeId, offer: &Offer) -> Result<(), ControlError> {
+    inner.transport.connect_to(node, Kind::Control).await?.offer(*offer).await
+}
+
 /// Offers until the receiver takes it or says no for another reason than that it has much to do.
 async fn make_offer(inner: &Inner, node: NodeId, offer: &Offer) -> Result<(), TransferError> {
     let mut wait_ms = inner.settings.retry_ms;
     for tries in 1.. {
-        let offered = match inner.transport.connect_to(node, Kind::Control).await {
-            Ok(mut client) => client.offer(*offer).await,
-            Err(error) => Err(error),
-        };
-        match offered {
+        match offer_once(inner, node, offer).await {
             Ok(()) => break,
             Err(ControlError::Refused(r)) if r.reason == BUSY && tries < OFFERS_MAX => {}
             Err(error) => return Err(error.into()),
@@ -292,6 +333,7 @@ async fn prepare(
     .await?;
     inner.counters.checkpoints_made.fetch_add(1, Ordering::Relaxed);
     let index = prepared.manifest.index;
+    failpoint::hit("checkpoint-prepared", group);
     check(&prepared.manifest, &local.cluster_id, group, replica, index)?;
     all.insert(group, prepared.clone());
     tokio::spawn(forget_later(inner.clone(), group, Arc::downgrade(&prepared)));
@@ -330,6 +372,7 @@ fn make(
     path: &Path,
 ) -> Result<(Manifest, u64), TransferError> {
     let made = host.checkpoint(group, path).map_err(TransferError::Checkpoint)?;
+    failpoint::hit("checkpoint-made", group);
     let (membership_index, membership) = match &made.mark.membership {
         Some((index, bytes)) => {
             let inside = internal::Membership::decode(&bytes[..])
@@ -355,11 +398,17 @@ fn make(
     }
     files.sort_by(|a, b| a.name.cmp(&b.name));
     let bytes = files.iter().map(|f| f.bytes).sum();
+    if failpoint::hit("file-cut-short", group)
+        && let Some(largest) = files.iter().max_by_key(|f| f.bytes)
+    {
+        let file = std::fs::OpenOptions::new().write(true).open(path.join(&largest.name));
+        let _ = file.and_then(|f| f.set_len(largest.bytes / 2));
+    }
     let manifest = Manifest {
         cluster_id: cluster_id.into(),
         group: group.0,
         index: made.mark.index,
-        term: made.mark.term,
+        term: made.mark.term + u64::from(failpoint::hit("manifest-lies", group)),
         membership: Some(membership),
         from_replica_id: made.from.0,
         files,
