@@ -4,6 +4,7 @@ use super::{
     BUSY, CHUNK_BYTES, INCOMING, Inner, LocalReplica, PARTITIONS, Received, TransferError, on_disk,
     remove_folder, sync_folder,
 };
+use crate::disk::limit_bytes;
 use crate::failpoint;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::peer::control::{PeerClient, refusal};
@@ -74,7 +75,9 @@ fn check_room(inner: &Inner, bytes: u64) -> Result<(), TransferError> {
     let stat =
         rustix::fs::statvfs(path).map_err(|e| TransferError::disk(path, "measured")(e.into()))?;
     let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
-    let needed_bytes = bytes.saturating_add(inner.settings.disk_min_free_bytes);
+    let total_bytes = stat.f_blocks.saturating_mul(stat.f_frsize);
+    let limit_bytes = limit_bytes(total_bytes, inner.settings.disk_min_free_bytes);
+    let needed_bytes = bytes.saturating_add(limit_bytes);
     if free_bytes < needed_bytes {
         return Err(TransferError::DiskFull { free_bytes, needed_bytes });
     }

@@ -34,6 +34,8 @@ pub(super) struct Sender {
     /// One at a time: it reads a whole database.
     prepared: tokio::sync::Mutex<HashMap<GroupId, Arc<Prepared>>>,
     serial: AtomicU64,
+    /// Failures of a replica's transfers one after the other.
+    failures: Mutex<HashMap<(GroupId, ReplicaId), u32>>,
 }
 
 struct Outgoing {
@@ -75,6 +77,7 @@ impl Sender {
             outgoing: Mutex::default(),
             prepared: tokio::sync::Mutex::default(),
             serial: AtomicU64::new(0),
+            failures: Mutex::default(),
         }
     }
 
@@ -91,6 +94,18 @@ impl Sender {
         let ready = o.ready.as_mut()?;
         ready.active = Instant::now();
         Some(f(ready))
+    }
+
+    /// How long to wait after a transfer failed, in shares of the first wait: doubles up to four.
+    fn failed(&self, key: (GroupId, ReplicaId)) -> u64 {
+        let mut failures = self.failures.lock();
+        if failures.len() >= WAITING_MAX && !failures.contains_key(&key) {
+            // Of replicas that are gone, mostly: the others are asked a little sooner.
+            failures.clear();
+        }
+        let n = failures.entry(key).or_default();
+        *n = n.saturating_add(1);
+        1 << (*n - 1).min(2)
     }
 
     pub fn done(&self, from: NodeId, done: TransferDone) {
@@ -191,6 +206,7 @@ pub(super) fn want(inner: &Arc<Inner>, group: GroupId, replica: ReplicaId, node:
         };
         match &outcome {
             Ok(bytes) => {
+                inner.sender.failures.lock().remove(&key);
                 inner.counters.sent.fetch_add(1, Ordering::Relaxed);
                 let took_ms = start.elapsed().as_millis() as u64;
                 tracing::info!(%group, replica = replica.0, node = node.0, bytes, took_ms, "checkpoint sent");
@@ -202,7 +218,8 @@ pub(super) fn want(inner: &Arc<Inner>, group: GroupId, replica: ReplicaId, node:
                 inner.counters.send_failures.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%group, replica = replica.0, node = node.0, %error, "checkpoint not sent");
                 // The driver asks again at once.
-                sleep(Duration::from_millis(4 * inner.settings.retry_ms)).await;
+                let shares = inner.sender.failed(key);
+                sleep(Duration::from_millis(4 * inner.settings.retry_ms * shares)).await;
             }
         }
         inner.sender.outgoing.lock().remove(&key);
@@ -415,4 +432,21 @@ fn make(
         membership_index,
     };
     Ok((manifest, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_with_each_failure_of_a_replica_up_to_a_bound() {
+        let sender = Sender::new(1);
+        let (a, b) = ((GroupId(1), ReplicaId(1)), (GroupId(1), ReplicaId(2)));
+        assert_eq!([(); 5].map(|()| sender.failed(a)), [1, 2, 4, 4, 4]);
+        assert_eq!(sender.failed(b), 1);
+        for i in 0..2 * WAITING_MAX as u64 {
+            sender.failed((GroupId(1), ReplicaId(10 + i)));
+        }
+        assert!(sender.failures.lock().len() <= WAITING_MAX);
+    }
 }
