@@ -763,6 +763,14 @@ impl LocalCluster {
         child.wait().unwrap();
     }
 
+    /// As [`Self::kill`], also of one that has ended by itself.
+    pub fn crash(&mut self, i: usize) {
+        let mut child = self.nodes[i].child.take().expect("it runs");
+        // One that had ended is a zombie until it is waited for: no harm.
+        signal(&child, libc::SIGKILL);
+        child.wait().unwrap();
+    }
+
     /// All at one moment, and then what was not synced is gone.
     pub fn kill_all(&mut self) {
         for node in self.running() {

@@ -45,6 +45,8 @@ pub struct Load {
     /// Mean pause between a client's operations; bounds the rate.
     pub pause: Duration,
     pub seed: u64,
+    /// Loads that follow each other on one cluster have streams of their own.
+    pub segment: u32,
 }
 
 impl Default for Load {
@@ -57,6 +59,7 @@ impl Default for Load {
             pad_bytes: 0,
             pause: Duration::from_millis(8),
             seed: 1,
+            segment: 0,
         }
     }
 }
@@ -65,10 +68,12 @@ impl Load {
     /// Names over all partitions and both reducers.
     pub fn names(&self) -> Vec<Arc<str>> {
         (0..self.streams)
-            .map(|i| match i % 3 {
-                0 => format!("{LAST_CATEGORY}-{i}").into(),
-                1 => format!("customer-{i}").into(),
-                _ => format!("order-{i}").into(),
+            .map(|i| {
+                let category = [LAST_CATEGORY, "customer", "order"][i as usize % 3];
+                match self.segment {
+                    0 => format!("{category}-{i}").into(),
+                    segment => format!("{category}-{i}.{segment}").into(),
+                }
             })
             .collect()
     }
@@ -717,7 +722,8 @@ pub async fn read_final_on(
             log.streams.insert(stream.clone(), events);
         }
     }
-    check_lists(stores, &log).await;
+    let segment = names.first().and_then(|n| Some(n.split_once('.')?.1));
+    check_lists(stores, segment, &log).await;
     log
 }
 
@@ -740,11 +746,13 @@ pub async fn judge_answers(
     cluster.assert_replicas_agree().await;
 }
 
-fn is_ballast(stream: &str) -> bool {
+/// Whether a stream is ballast, or of the load of another segment.
+fn is_foreign(stream: &str, segment: Option<&str>) -> bool {
     stream.split('-').next() == Some(ballast::CATEGORY)
+        || stream.split_once('.').map(|(_, segment)| segment) != segment
 }
 
-async fn check_lists(stores: Vec<Store>, log: &FinalLog) {
+async fn check_lists(stores: Vec<Store>, segment: Option<&str>, log: &FinalLog) {
     let heads: Vec<(String, u64)> = log
         .streams
         .iter()
@@ -758,7 +766,7 @@ async fn check_lists(stores: Vec<Store>, log: &FinalLog) {
             .expect("ListStreams")
             .into_inner();
         while let Some(page) = pages.message().await.expect("ListStreams") {
-            let loads = page.streams.into_iter().filter(|s| !is_ballast(&s.stream));
+            let loads = page.streams.into_iter().filter(|s| !is_foreign(&s.stream, segment));
             streams.extend(loads.map(|s| (s.stream, s.revision)));
         }
         assert_eq!(streams, heads, "ListStreams through the {i}th");
@@ -769,7 +777,7 @@ async fn check_lists(stores: Vec<Store>, log: &FinalLog) {
             .expect("ListStates")
             .into_inner();
         while let Some(page) = pages.message().await.expect("ListStates") {
-            let loads = page.states.into_iter().filter(|s| !is_ballast(&s.stream));
+            let loads = page.states.into_iter().filter(|s| !is_foreign(&s.stream, segment));
             states.extend(loads.map(|s| (s.stream, s.revision)));
         }
         assert_eq!(states, heads, "ListStates through the {i}th");

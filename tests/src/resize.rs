@@ -39,6 +39,14 @@ impl Resize {
         }
     }
 
+    /// Who was removed, and ends by itself.
+    pub fn leaving(&self) -> Option<usize> {
+        match self.stage {
+            Stage::Leaving(i) => Some(i),
+            _ => None,
+        }
+    }
+
     /// Nothing is under way, and the cluster has its first size.
     pub fn is_small(&self) -> bool {
         self.stage == Stage::Small
@@ -64,7 +72,13 @@ impl Resize {
             }
             return;
         }
-        let Some((at_rest, draining)) = self.at_rest_with(cluster).await else { return };
+        let Some((at_rest, draining, removed)) = self.at_rest_with(cluster).await else { return };
+        if let Stage::Draining(i) = self.stage
+            && removed.contains(&i)
+        {
+            self.stage = Stage::Leaving(i);
+            return;
+        }
         if let (Stage::Large, Some(i)) = (self.stage, draining) {
             // The call failed, but what it asked for had been taken.
             self.stage = Stage::Draining(i);
@@ -110,8 +124,12 @@ impl Resize {
         (0..cluster.nodes.len()).filter(asked)
     }
 
-    /// With how many active members nothing is left to move, and who drains, or has drained.
-    async fn at_rest_with(&self, cluster: &LocalCluster) -> Option<(usize, Option<usize>)> {
+    /// With how many active members nothing is left to move; who drains or has drained; who was
+    /// removed.
+    async fn at_rest_with(
+        &self,
+        cluster: &LocalCluster,
+    ) -> Option<(usize, Option<usize>, Vec<usize>)> {
         let node = &cluster.nodes[self.asked(cluster).next()?];
         let plan = cluster.plan_of(node).await.ok()?;
         let topology = node.topology().await.ok()?;
@@ -119,9 +137,12 @@ impl Resize {
         let active: Vec<u64> = topology.members.iter().filter(active).map(|m| m.node_id).collect();
         let mut replicas = topology.partition_map.iter().flat_map(|p| &p.replicas);
         let is_settled = plan.at_rest && replicas.all(|r| active.contains(&r.node_id));
-        let drains = |m: &&Member| m.state == MemberState::Draining as i32;
-        let draining = topology.members.iter().find(drains);
-        let draining = draining.and_then(|m| cluster.nodes.iter().position(|n| n.name == m.name));
-        is_settled.then_some((active.len(), draining))
+        let places = |state: MemberState| {
+            let members = topology.members.iter().filter(move |m| m.state == state as i32);
+            members.filter_map(|m| cluster.nodes.iter().position(|n| n.name == m.name))
+        };
+        let draining = places(MemberState::Draining).next();
+        let removed = places(MemberState::Removed).collect();
+        is_settled.then_some((active.len(), draining, removed))
     }
 }
