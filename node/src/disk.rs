@@ -181,7 +181,8 @@ fn reserve(mut file: &File, bytes: u64) -> std::io::Result<()> {
     }
 }
 
-fn limit_bytes(total_bytes: u64, min_free_bytes: u64) -> u64 {
+/// What must be free on a disk of that size: the lesser of a tenth and what is set.
+pub fn limit_bytes(total_bytes: u64, min_free_bytes: u64) -> u64 {
     (total_bytes / 10).min(min_free_bytes)
 }
 

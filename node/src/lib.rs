@@ -5,6 +5,7 @@ pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod disk;
+pub mod failpoint;
 pub mod gossip;
 pub mod identity;
 pub mod ids;

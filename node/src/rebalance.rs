@@ -2,6 +2,7 @@
 //! steps of groups that it leads, and destroys replicas that are recorded no more.
 use crate::api::node::Rebalancer;
 use crate::cluster::Cluster;
+use crate::failpoint;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::meta::propose;
 use crate::meta::rebalance::asking::Asking;
@@ -111,6 +112,7 @@ impl Cluster {
         to: ReplicaId,
     ) -> Result<(), Refusal> {
         self.led(group, planned_on).await?;
+        failpoint::hit("leadership-before", group);
         match tokio::time::timeout(STEP_TIMEOUT, self.raft.transfer(group, to)).await {
             Ok(moved) => moved.map_err(|reason| refusal(STEP_FAILED, reason)),
             Err(_) => Err(refusal(STEP_FAILED, "the leadership has not moved in time")),
@@ -162,6 +164,7 @@ impl Cluster {
             let Some(view) = self.raft.replica(group).filter(|v| v.replica == replica) else {
                 continue;
             };
+            failpoint::hit("destroy-before", group);
             view.close("it has left its group");
             // Its clones keep no database open.
             view.reader.replace(&Reader::closed("the replica has left its group"));
@@ -173,14 +176,28 @@ impl Cluster {
             // A checkpoint that was being installed meanwhile has opened its database there.
             view.reader.replace(&Reader::closed("the replica has left its group"));
             self.raft.replicas.write().remove(&group);
+            failpoint::hit("destroy-files-left", group);
             let home = self.home.clone();
             let removed = tokio::task::spawn_blocking(move || home.remove(replica)).await;
             if let Ok(Err(e)) | Err(e) = removed.map_err(std::io::Error::other) {
                 // The next start removes what no record names.
                 tracing::warn!(error = %e, %replica, "files of a destroyed replica stay for now");
             }
+            failpoint::hit("destroy-done", group);
         }
     }
+}
+
+/// Failpoints before a command of a move is proposed and once it is applied.
+fn meta_point(command: &MetaCommand) -> Option<((&'static str, &'static str), GroupId)> {
+    use ringfold_proto::internal::meta_command::Command;
+    let (points, partition) = match command.command.as_ref().filter(|_| failpoint::EXISTS)? {
+        Command::CreateReplica(c) => (("meta-create-before", "meta-create-after"), c.partition),
+        Command::AdmitReplica(c) => (("meta-admit-before", "meta-admit-after"), c.partition),
+        Command::ForgetReplica(c) => (("meta-forget-before", "meta-forget-after"), c.partition),
+        _ => return None,
+    };
+    Some((points, GroupId::of_partition(partition)))
 }
 
 /// The node as the rebalancer reaches it, with a connection to each peer.
@@ -261,7 +278,15 @@ impl Host for ClusterHost {
     }
 
     async fn propose(&self, command: MetaCommand) -> Result<MetaOutcome, ProposeError> {
-        propose(&self.cluster.raft, &command).await
+        let point = meta_point(&command);
+        if let Some(((before, _), group)) = point {
+            failpoint::hit(before, group);
+        }
+        let outcome = propose(&self.cluster.raft, &command).await;
+        if let Some(((_, after), group)) = point {
+            failpoint::hit(after, group);
+        }
+        outcome
     }
 
     async fn step(&self, node: NodeId, step: Step) -> Result<(), String> {

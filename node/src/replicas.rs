@@ -1,5 +1,6 @@
 //! The replicas on this node's disk: opened at start, created from the placement, installed from
 //! checkpoints.
+use crate::failpoint;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::meta::database::MetaDatabase;
 use crate::meta::machine::MetaMachine;
@@ -83,6 +84,7 @@ impl ReplicaHome {
                 Box::new(m.map_err(|e| e.to_string())?)
             }
         };
+        failpoint::hit("create-folder-unsynced", record.group);
         // The record that names it must not be there before its folder is.
         crate::server::sync_folder(&self.partitions).map_err(io)?;
         Ok(machine)

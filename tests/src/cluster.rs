@@ -27,6 +27,7 @@ use ringfold_proto::v1::{
 use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt;
 
+use crate::failpoints::Failpoints;
 use crate::netns::Net;
 use crate::shim::{Loss, Shim, Survivors, library};
 
@@ -35,9 +36,9 @@ pub const READY_MAX: Duration = Duration::from_secs(60);
 /// How long a node may take to stop after SIGTERM: 10 s, and some for a busy machine.
 pub const STOP_MAX: Duration = Duration::from_secs(20);
 const LOOPBACK: &str = "127.0.0.1";
-const RPC_MAX: Duration = Duration::from_secs(5);
+pub(crate) const RPC_MAX: Duration = Duration::from_secs(5);
 /// Exit code of a node that was removed.
-const REMOVED_EXIT: i32 = 5;
+pub(crate) const REMOVED_EXIT: i32 = 5;
 pub const GOSSIP_KEY: &str = "the tests' gossip key, which is no secret";
 /// Below the range that the kernel takes outgoing ports from.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
@@ -235,6 +236,8 @@ pub struct Settings {
     pub data_dirs: Vec<(usize, PathBuf)>,
     /// Nodes gossip, on the UDP port with the number of their peer port.
     pub gossip: bool,
+    /// The nodes' failpoints can be armed: only where they [exist](crate::failpoints::EXIST).
+    pub failpoints: bool,
 }
 
 impl Default for Settings {
@@ -248,6 +251,7 @@ impl Default for Settings {
             net: None,
             data_dirs: Vec::new(),
             gossip: true,
+            failpoints: false,
         }
     }
 }
@@ -475,6 +479,9 @@ impl LocalCluster {
             .env("RUST_BACKTRACE", "1")
             .envs(self.settings.env.iter().cloned())
             .stdin(Stdio::null());
+        if self.settings.failpoints {
+            command.env("RINGFOLD_FAILPOINTS", self.failpoints().dir());
+        }
         if self.settings.gossip {
             command.env("RINGFOLD_NODE_GOSSIP_KEY", GOSSIP_KEY);
         }
@@ -485,6 +492,12 @@ impl LocalCluster {
             net.enter(i, &mut command);
         }
         command
+    }
+
+    /// With `Settings::failpoints`.
+    pub fn failpoints(&self) -> Failpoints {
+        assert!(self.settings.failpoints, "Settings::failpoints");
+        Failpoints::new(&self.root.join("failpoints"))
     }
 
     pub fn start_node(&mut self, i: usize) {
@@ -623,7 +636,11 @@ impl LocalCluster {
 
     /// The plan of moves, from whoever leads the meta group.
     pub async fn plan(&self) -> Result<RebalancePlanResponse, String> {
-        let node = self.running().next().ok_or("no node runs")?;
+        self.plan_of(self.running().next().ok_or("no node runs")?).await
+    }
+
+    /// The same, asked through this node.
+    pub async fn plan_of(&self, node: &Node) -> Result<RebalancePlanResponse, String> {
         let request = timed(RebalancePlanRequest {}, RPC_MAX);
         let answer = within(node.admin().rebalance_plan(request), RPC_MAX).await;
         answer.map_err(|s| s.to_string())
@@ -746,6 +763,14 @@ impl LocalCluster {
         child.wait().unwrap();
     }
 
+    /// As [`Self::kill`], also of one that has ended by itself.
+    pub fn crash(&mut self, i: usize) {
+        let mut child = self.nodes[i].child.take().expect("it runs");
+        // One that had ended is a zombie until it is waited for: no harm.
+        signal(&child, libc::SIGKILL);
+        child.wait().unwrap();
+    }
+
     /// All at one moment, and then what was not synced is gone.
     pub fn kill_all(&mut self) {
         for node in self.running() {
@@ -785,14 +810,17 @@ impl LocalCluster {
         }
     }
 
+    /// The exit code of a node that was started and has ended by itself; of one killed: -1.
+    pub fn exited(&mut self, i: usize) -> Option<i32> {
+        let child = self.nodes[i].child.as_mut().expect("it was started");
+        let status = child.try_wait().unwrap()?;
+        self.nodes[i].child = None;
+        Some(status.code().unwrap_or(-1))
+    }
+
     /// Whether a node that was started has ended by itself.
     pub fn has_exited(&mut self, i: usize) -> bool {
-        let child = self.nodes[i].child.as_mut().expect("it was started");
-        let exited = child.try_wait().unwrap().is_some();
-        if exited {
-            self.nodes[i].child = None;
-        }
-        exited
+        self.exited(i).is_some()
     }
 
     pub async fn status(&self, i: usize) -> NodeStatusResponse {

@@ -11,17 +11,25 @@
 //! | [`load`] | writers and readers that record a history |
 //! | [`shim`] | power loss: what was not synced is gone |
 //! | [`disk`] | small disks, damaged files |
+//! | [`failpoints`] | places where a node kills itself, waits or does damage |
+//! | [`ballast`] | events that make partitions large, read back at the end |
+//! | [`resize`] | a cluster that grows and shrinks for as long as a test wants |
+//! | [`moving`] | what tests of moves begin and end with |
 //! | [`netns`] | nodes that lose each other: a network namespace for each |
 //! | [`sim`] | whole clusters from a seed: driver and apply in virtual time |
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // support for tests: a panic is a failed test
 
+pub mod ballast;
 pub mod checker;
 pub mod cluster;
 pub mod disk;
+pub mod failpoints;
 pub mod fold;
 pub mod history;
 pub mod load;
 pub mod model;
+pub mod moving;
 pub mod netns;
+pub mod resize;
 pub mod shim;
 pub mod sim;

@@ -1,7 +1,7 @@
 //! Writers, readers and lookups over several streams, through random nodes, that record a history.
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::ballast;
 use crate::checker;
 use crate::cluster::{LocalCluster, detail, reason, timed, within};
 use crate::history::{
@@ -44,6 +45,8 @@ pub struct Load {
     /// Mean pause between a client's operations; bounds the rate.
     pub pause: Duration,
     pub seed: u64,
+    /// Loads that follow each other on one cluster have streams of their own.
+    pub segment: u32,
 }
 
 impl Default for Load {
@@ -56,6 +59,7 @@ impl Default for Load {
             pad_bytes: 0,
             pause: Duration::from_millis(8),
             seed: 1,
+            segment: 0,
         }
     }
 }
@@ -64,10 +68,12 @@ impl Load {
     /// Names over all partitions and both reducers.
     pub fn names(&self) -> Vec<Arc<str>> {
         (0..self.streams)
-            .map(|i| match i % 3 {
-                0 => format!("{LAST_CATEGORY}-{i}").into(),
-                1 => format!("customer-{i}").into(),
-                _ => format!("order-{i}").into(),
+            .map(|i| {
+                let category = [LAST_CATEGORY, "customer", "order"][i as usize % 3];
+                match self.segment {
+                    0 => format!("{category}-{i}").into(),
+                    segment => format!("{category}-{i}.{segment}").into(),
+                }
             })
             .collect()
     }
@@ -75,7 +81,7 @@ impl Load {
 
 /// What all clients of a load share.
 struct Shared {
-    stores: Vec<Store>,
+    stores: RwLock<Vec<Store>>,
     names: Vec<Arc<str>>,
     pad_bytes: usize,
     pause: Duration,
@@ -98,7 +104,7 @@ pub fn start(cluster: &LocalCluster, clock: Clock, load: &Load) -> Running {
 /// The same on whatever answers as nodes do.
 pub fn start_on(stores: Vec<Store>, clock: Clock, load: &Load) -> Running {
     let shared = Arc::new(Shared {
-        stores,
+        stores: RwLock::new(stores),
         names: load.names(),
         pad_bytes: load.pad_bytes,
         pause: load.pause,
@@ -132,6 +138,11 @@ pub fn start_on(stores: Vec<Store>, clock: Clock, load: &Load) -> Running {
 impl Running {
     pub fn acknowledged(&self) -> u64 {
         self.shared.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// From now on through these nodes: some have come, or gone for good.
+    pub fn use_nodes(&self, cluster: &LocalCluster) {
+        *self.shared.stores.write().unwrap() = cluster.stores();
     }
 
     /// Waits until `more` further appends have been acknowledged.
@@ -178,8 +189,9 @@ impl Client {
     }
 
     fn store(&mut self) -> Store {
-        let i = self.rng.random_range(0..self.shared.stores.len());
-        self.shared.stores[i].clone()
+        let stores = self.shared.stores.read().unwrap();
+        let i = self.rng.random_range(0..stores.len());
+        stores[i].clone()
     }
 
     fn stream(&mut self) -> Arc<str> {
@@ -710,7 +722,8 @@ pub async fn read_final_on(
             log.streams.insert(stream.clone(), events);
         }
     }
-    check_lists(stores, &log).await;
+    let segment = names.first().and_then(|n| Some(n.split_once('.')?.1));
+    check_lists(stores, segment, &log).await;
     log
 }
 
@@ -733,7 +746,13 @@ pub async fn judge_answers(
     cluster.assert_replicas_agree().await;
 }
 
-async fn check_lists(stores: Vec<Store>, log: &FinalLog) {
+/// Whether a stream is ballast, or of the load of another segment.
+fn is_foreign(stream: &str, segment: Option<&str>) -> bool {
+    stream.split('-').next() == Some(ballast::CATEGORY)
+        || stream.split_once('.').map(|(_, segment)| segment) != segment
+}
+
+async fn check_lists(stores: Vec<Store>, segment: Option<&str>, log: &FinalLog) {
     let heads: Vec<(String, u64)> = log
         .streams
         .iter()
@@ -747,7 +766,8 @@ async fn check_lists(stores: Vec<Store>, log: &FinalLog) {
             .expect("ListStreams")
             .into_inner();
         while let Some(page) = pages.message().await.expect("ListStreams") {
-            streams.extend(page.streams.into_iter().map(|s| (s.stream, s.revision)));
+            let loads = page.streams.into_iter().filter(|s| !is_foreign(&s.stream, segment));
+            streams.extend(loads.map(|s| (s.stream, s.revision)));
         }
         assert_eq!(streams, heads, "ListStreams through the {i}th");
         let mut states = Vec::new();
@@ -757,7 +777,8 @@ async fn check_lists(stores: Vec<Store>, log: &FinalLog) {
             .expect("ListStates")
             .into_inner();
         while let Some(page) = pages.message().await.expect("ListStates") {
-            states.extend(page.states.into_iter().map(|s| (s.stream, s.revision)));
+            let loads = page.states.into_iter().filter(|s| !is_foreign(&s.stream, segment));
+            states.extend(loads.map(|s| (s.stream, s.revision)));
         }
         assert_eq!(states, heads, "ListStates through the {i}th");
     }

@@ -58,14 +58,19 @@ impl Net {
         Ok(Arc::new(net))
     }
 
-    /// Where node `i` listens.
+    /// Where node `i` listens. There may be more nodes than places, one after the other: a place is
+    /// free again once its node has left for good.
     pub fn host(&self, i: usize) -> String {
-        host(i)
+        host(self.place(i))
+    }
+
+    fn place(&self, i: usize) -> usize {
+        i % self.nodes.len()
     }
 
     /// The command will run where node `i` is.
     pub fn enter(&self, i: usize, command: &mut Command) {
-        enter_with(self.nodes[i].file.as_raw_fd(), command);
+        enter_with(self.nodes[self.place(i)].file.as_raw_fd(), command);
     }
 
     /// Runs a test's future where clients are. The thread stays there: call it on a test's own.
@@ -88,7 +93,7 @@ impl Net {
 
     /// What `from` sends to `to` is lost from now on; the other direction stays.
     pub fn cut(&self, from: usize, to: usize) {
-        self.point(from, to, NOWHERE);
+        self.point(self.place(from), &[(self.place(to), NOWHERE.to_string())]);
     }
 
     /// Two nodes lose each other.
@@ -99,7 +104,7 @@ impl Net {
 
     /// A node loses all others.
     pub fn isolate(&self, node: usize) {
-        for other in (0..self.nodes.len()).filter(|o| *o != node) {
+        for other in (0..self.nodes.len()).filter(|o| *o != self.place(node)) {
             self.partition(node, other);
         }
     }
@@ -107,17 +112,19 @@ impl Net {
     /// All reach all.
     pub fn heal(&self) {
         for from in 0..self.nodes.len() {
-            for to in (0..self.nodes.len()).filter(|to| *to != from) {
-                self.point(from, to, &hardware(to));
-            }
+            let others = (0..self.nodes.len()).filter(|to| *to != from);
+            self.point(from, &others.map(|to| (to, hardware(to))).collect::<Vec<_>>());
         }
     }
 
-    fn point(&self, from: usize, to: usize, hardware: &str) {
-        let host = host(to);
-        self.nodes[from]
-            .ip(&format!("neigh replace {host} lladdr {hardware} dev eth0 nud permanent\n"))
-            .expect("a neighbour is set");
+    /// Between places.
+    fn point(&self, from: usize, to: &[(usize, String)]) {
+        let line = |(to, hardware): &(usize, String)| {
+            let host = host(*to);
+            format!("neigh replace {host} lladdr {hardware} dev eth0 nud permanent\n")
+        };
+        let lines: String = to.iter().map(line).collect();
+        self.nodes[from].ip(&lines).expect("a neighbour is set");
     }
 }
 

@@ -39,9 +39,10 @@ impl Reader {
         Reader::new(Arc::new(super::closed::ClosedStore::new(reason)))
     }
 
-    /// What `other` reads is what this reader and all its clones read from now on.
-    pub fn replace(&self, other: &Reader) {
-        self.0.store(other.0.load_full());
+    /// What `other` reads is what this reader and all its clones read from now on; gives the store
+    /// that they have read.
+    pub fn replace(&self, other: &Reader) -> SharedStore {
+        SharedStore::clone(&self.0.swap(other.0.load_full()))
     }
 
     /// The store below, as it is now.

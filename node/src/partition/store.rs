@@ -75,6 +75,9 @@ pub trait Store: Send + Sync {
     /// Bytes written since the last flush, about.
     fn unflushed_bytes(&self) -> u64;
 
+    /// Nothing names this store any more: once its last user has let it go, its files are removed.
+    fn discard(&self) {}
+
     /// Bytes that a checkpoint would have, about.
     fn bytes(&self) -> u64 {
         self.unflushed_bytes()

@@ -4,7 +4,8 @@ use super::frame::{
     ANSWER_BYTES, ANSWER_START_BYTES, FrameError, HANDSHAKE_HEAD_BYTES, Handshake, HandshakeAnswer,
     Kind, Timing, VERSION, Verdict, take_frame,
 };
-use crate::ids::NodeId;
+use crate::failpoint;
+use crate::ids::{GroupId, NodeId};
 use bytes::{Bytes, BytesMut};
 use std::io;
 use std::time::Duration;
@@ -58,7 +59,11 @@ pub async fn dial(
     let open = async {
         let mut stream = TcpStream::connect(address).await?;
         tune(&stream)?;
-        stream.write_all(&handshake.encode()?).await?;
+        let mut bytes = handshake.encode()?;
+        if handshake.kind == Kind::Transfer && failpoint::hit("transfer-version", GroupId(1)) {
+            bytes[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
+        }
+        stream.write_all(&bytes).await?;
         let mut bytes = [0; ANSWER_BYTES];
         let (start, rest) = bytes.split_at_mut(ANSWER_START_BYTES);
         stream.read_exact(start).await?;

@@ -171,7 +171,8 @@ impl Applier {
                             self.groups.insert(group, Machine { machine, view });
                             return self.fail(group, replica, reason);
                         }
-                        view.reader.replace(&machine.reader());
+                        // No record names the old one since the install is synced.
+                        view.reader.replace(&machine.reader()).discard();
                         view.applied.send_replace(Applied { index, position });
                         self.groups.insert(group, Machine { machine, view });
                         Some(ApplyNotice::Applied { group, replica, index })

@@ -1,5 +1,6 @@
 //! One group's replica on this node: raft's state, what waits for it, and what its Ready leaves to do.
 use crate::clock::EPOCH_UNIX_MS;
+use crate::failpoint;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::raft::apply::{ApplyTask, Committed, Replies, StateMachine, refuse};
 use crate::raft::driver::{
@@ -797,12 +798,14 @@ impl Group {
             }
         }
         let index = raft.raft_log.last_index() + 1;
+        let (proposed, _) = points_of(&v2);
         let mut entry = Entry { data: v2.encode_to_vec(), context, ..Default::default() };
         entry.set_entry_type(EntryType::EntryConfChangeV2);
         let mut message = Message { from: self.replica.0, ..Default::default() };
         message.set_msg_type(MessageType::MsgPropose);
         message.set_entries(vec![entry]);
         self.raw.step(message).map_err(|e| e.to_string())?;
+        failpoint::hit(proposed, self.id);
         Ok(index)
     }
 
@@ -945,6 +948,9 @@ impl Group {
             ));
         }
         self.raw.mut_store().conf_state = cs;
+        if self.is_leader() {
+            failpoint::hit(points_of(&c.change).1, self.id);
+        }
         if self.is_leader() && !self.record.membership.is_voter(self.replica) {
             // Elected before it had applied its removal, which an earlier leader had proposed. raft
             // would let it lead on, and panic.
@@ -1350,6 +1356,20 @@ const MAX_STATE_TAG: u8 = 2 << 3;
 const SNAPSHOT_EVERY_TAG: u8 = 3 << 3;
 const COMMANDS_TAG: u8 = 15 << 3 | 2;
 const META_COMMANDS_TAG: u8 = 1 << 3 | 2;
+
+/// The leader's failpoints of a membership change: it is proposed, and it is in effect here.
+fn points_of(change: &ConfChangeV2) -> (&'static str, &'static str) {
+    let has = |kind| change.changes.iter().any(|c| c.get_change_type() == kind);
+    if has(ConfChangeType::AddNode) {
+        ("swap-proposed", "swap-done")
+    } else if has(ConfChangeType::RemoveNode) {
+        ("removal-proposed", "removal-done")
+    } else if has(ConfChangeType::AddLearnerNode) {
+        ("learner-proposed", "learner-done")
+    } else {
+        ("leave-proposed", "leave-done")
+    }
+}
 
 fn single(kind: ConfChangeType, replica: ReplicaId) -> ConfChangeSingle {
     let mut single = ConfChangeSingle { node_id: replica.0, ..Default::default() };

@@ -1,6 +1,7 @@
 //! The threads around the driver: one that steps it, one that writes and syncs the log, some that
 //! apply, one that flushes databases and gives log space back.
 use crate::clock;
+use crate::failpoint;
 use crate::ids::{GroupId, NodeId};
 use crate::panics;
 use crate::raft::apply::{Applier, ApplyNotice, ApplyTask, Reopen};
@@ -9,7 +10,7 @@ use crate::raft::driver::{
     Write,
 };
 use crate::raft::handle::{RaftHandle, ReplicaView, Replicas, Request, Role};
-use crate::raft::log::{LogBatch, LogError, RaftLog};
+use crate::raft::log::{LogBatch, LogError, LogOp, RaftLog};
 use crate::raft::mailbox::Mailbox;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -249,9 +250,16 @@ fn log_loop(
         }
         if !batch.ops.is_empty() {
             number += 1;
+            let points = record_points(&batch.ops);
+            for (group, (before, _)) in &points {
+                failpoint::hit(before, *group);
+            }
             // raft-engine panics where a sync fails: that ends the process as well.
             if let Err(e) = log.write(number, batch).and_then(|()| synced(number)) {
                 return fatal(&e);
+            }
+            for (group, (_, after)) in &points {
+                failpoint::hit(after, *group);
             }
         }
         // The driver hears of it before any peer can answer: raft asserts that a candidate whose
@@ -263,6 +271,32 @@ fn log_loop(
             send(messages);
         }
     }
+}
+
+/// Failpoints before and after the sync of records that moves live by.
+fn record_points(ops: &[LogOp]) -> Vec<(GroupId, (&'static str, &'static str))> {
+    let mut points = Vec::new();
+    for (i, op) in ops.iter().enumerate().filter(|_| failpoint::EXISTS) {
+        let LogOp::Record(r) = op else { continue };
+        let clears = |op: &LogOp| matches!(op, LogOp::Clear { replica } if *replica == r.replica);
+        let compacts =
+            |op: &LogOp| matches!(op, LogOp::Compact { replica, .. } if *replica == r.replica);
+        points.push((
+            r.group,
+            if r.destroyed {
+                ("destroy-unsynced", "destroy-synced")
+            } else if i.checked_sub(1).and_then(|i| ops.get(i)).is_some_and(clears) {
+                ("install-unsynced", "install-synced")
+            } else if ops.get(i + 1).is_some_and(compacts) {
+                continue;
+            } else if r.membership_index == 0 {
+                ("create-unsynced", "create-synced")
+            } else {
+                ("membership-unsynced", "membership-synced")
+            },
+        ));
+    }
+    points
 }
 
 fn apply_loop(tasks: &Mailbox<ApplyTask>, inputs: &Mailbox<Input>, reopen: Reopen) {
@@ -308,7 +342,12 @@ fn flush_loop(
                 continue;
             }
             let first = *since.entry(view.group).or_insert_with(Instant::now);
-            if bytes < settings.bytes && first.elapsed() < Duration::from_millis(settings.age_ms) {
+            // So that small data moves by checkpoints too, and not by the log alone.
+            let is_early = failpoint::hit("flush-early", view.group);
+            if !is_early
+                && bytes < settings.bytes
+                && first.elapsed() < Duration::from_millis(settings.age_ms)
+            {
                 continue;
             }
             since.remove(&view.group);

@@ -10,7 +10,7 @@ use rocksdb::{
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Large, so that what is written again and again, such as heads, is flushed once only.
 const WRITE_BUFFER_BYTES: usize = 16 << 20;
@@ -150,6 +150,35 @@ pub struct RocksStore {
     /// Ever written, and how much of that is known to be flushed.
     written_bytes: AtomicU64,
     flushed_bytes: AtomicU64,
+    /// Behind `db`: fields are dropped in their order.
+    files: Files,
+}
+
+/// The files of a database that is closed when this is dropped.
+struct Files {
+    path: PathBuf,
+    discarded: AtomicBool,
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        if !*self.discarded.get_mut() {
+            return;
+        }
+        let path = std::mem::take(&mut self.path);
+        let remove = move || {
+            if let Err(error) = std::fs::remove_dir_all(&path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                // The next start removes what no record names.
+                tracing::warn!(path = %path.display(), %error, "a database was not removed");
+            }
+        };
+        // Unlinking large files takes time, and the last user may be an apply thread.
+        if let Err(error) = std::thread::Builder::new().name("remove".into()).spawn(remove) {
+            tracing::warn!(%error, "no thread to remove a database: the next start does");
+        }
+    }
 }
 
 impl RocksStore {
@@ -180,6 +209,7 @@ impl RocksStore {
             write,
             written_bytes: AtomicU64::new(0),
             flushed_bytes: AtomicU64::new(0),
+            files: Files { path: path.to_owned(), discarded: AtomicBool::new(false) },
         }
     }
 
@@ -275,6 +305,10 @@ impl Store for RocksStore {
         read_mark(path)
     }
 
+    fn discard(&self) {
+        self.files.discarded.store(true, Ordering::Relaxed);
+    }
+
     fn unflushed_bytes(&self) -> u64 {
         let flushed = self.flushed_bytes.load(Ordering::Relaxed);
         self.written_bytes.load(Ordering::Relaxed).saturating_sub(flushed)
@@ -296,5 +330,26 @@ mod tests {
         Options::default().get_options_from_string(INSERT_HINTS).unwrap();
         let unknown = INSERT_HINTS.replace("hint", "other");
         assert!(Options::default().get_options_from_string(unknown).is_err());
+    }
+    #[test]
+    fn a_discarded_database_goes_with_its_last_user() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("1.1");
+        let resources = SharedResources::with_memtables(1 << 20, 1 << 20, 1);
+        let store = std::sync::Arc::new(RocksStore::open(&path, &resources, true).unwrap());
+        let mut batch = Batch::default();
+        batch.put(b"k", b"v");
+        store.write(&batch).unwrap();
+        let reader = store.clone();
+        store.discard();
+        drop(store);
+        assert_eq!(reader.get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
+        assert!(path.exists());
+        drop(reader);
+        let start = std::time::Instant::now();
+        while path.exists() {
+            assert!(start.elapsed() < std::time::Duration::from_secs(20), "it is still there");
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
     }
 }

@@ -102,7 +102,8 @@ pub struct TransferSettings {
     /// A receiver that has neither asked for anything nor said that it is done for so long is given
     /// up.
     pub silence_ms: u64,
-    /// A checkpoint is taken in only if so much room is left beside it.
+    /// A checkpoint is taken in only if so much room is left beside it, or a tenth of the disk if
+    /// that is less: else appends would be refused.
     pub disk_min_free_bytes: u64,
     /// Between tries, at first; doubles up to sixteen times that.
     pub retry_ms: u64,

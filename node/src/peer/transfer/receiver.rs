@@ -4,6 +4,8 @@ use super::{
     BUSY, CHUNK_BYTES, INCOMING, Inner, LocalReplica, PARTITIONS, Received, TransferError, on_disk,
     remove_folder, sync_folder,
 };
+use crate::disk::limit_bytes;
+use crate::failpoint;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::peer::control::{PeerClient, refusal};
 use crate::peer::frame::Kind;
@@ -39,6 +41,10 @@ pub(super) fn offer(inner: &Arc<Inner>, from: NodeId, offer: Offer) -> Result<()
     if local.applied_index >= offer.index {
         return Err(refusal("NOT_NEEDED", "this replica is further than the checkpoint"));
     }
+    // Before the room is measured: what has come of it has taken some.
+    if inner.receiver.incoming.lock().get(&group).is_some_and(|i| *i == (from, offer)) {
+        return Ok(());
+    }
     check_room(inner, offer.bytes).map_err(|e| refusal("DISK_FULL", e))?;
     {
         let mut incoming = inner.receiver.incoming.lock();
@@ -50,6 +56,7 @@ pub(super) fn offer(inner: &Arc<Inner>, from: NodeId, offer: Offer) -> Result<()
         }
         incoming.insert(group, (from, offer));
     }
+    failpoint::hit("offer-taken", group);
     let inner = inner.clone();
     let runtime = inner.transport.runtime().clone();
     runtime.spawn(async move {
@@ -68,7 +75,9 @@ fn check_room(inner: &Inner, bytes: u64) -> Result<(), TransferError> {
     let stat =
         rustix::fs::statvfs(path).map_err(|e| TransferError::disk(path, "measured")(e.into()))?;
     let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
-    let needed_bytes = bytes.saturating_add(inner.settings.disk_min_free_bytes);
+    let total_bytes = stat.f_blocks.saturating_mul(stat.f_frsize);
+    let limit_bytes = limit_bytes(total_bytes, inner.settings.disk_min_free_bytes);
+    let needed_bytes = bytes.saturating_add(limit_bytes);
     if free_bytes < needed_bytes {
         return Err(TransferError::DiskFull { free_bytes, needed_bytes });
     }
@@ -252,6 +261,7 @@ impl Job {
             let next = self.next_chunk(inner, client, file, offset);
             let (next, written) = tokio::join!(next, written);
             partial = written?;
+            failpoint::hit("chunk-written", self.group);
             match next {
                 Ok(data) => fetched = data,
                 Err(error) => {
@@ -269,7 +279,9 @@ impl Job {
             return Ok(());
         }
         self.synced().await?;
+        let group = self.group;
         self.syncing = Some(tokio::task::spawn_blocking(move || {
+            failpoint::hit("file-unsynced", group);
             partial.file.sync_all().map_err(TransferError::disk(&partial.path, "synced"))
         }));
         self.complete += 1;
@@ -332,8 +344,10 @@ impl Job {
         if !inner.host.replica(self.group).is_some_and(is_same) {
             return Err(TransferError::ReplicaChanged);
         }
+        failpoint::hit("install-before-rename", self.group);
         let (incoming, home) = (self.incoming.clone(), self.home.clone());
         on_disk(move || move_in(&incoming, &home)).await?;
+        failpoint::hit("install-renamed", self.group);
         let received = Received {
             group: self.group,
             replica: self.replica,
@@ -344,6 +358,7 @@ impl Job {
             membership_index: manifest.membership_index,
         };
         if inner.host.install(received).await {
+            failpoint::hit("install-taken", self.group);
             return Ok(());
         }
         let home = self.home.clone();

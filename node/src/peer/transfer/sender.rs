@@ -3,6 +3,7 @@ use super::manifest::{FILES_MAX, check};
 use super::{
     BUSY, CHECKPOINTS, CHUNK_BYTES, Inner, ManifestError, TransferError, on_disk, remove_folder,
 };
+use crate::failpoint;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::peer::control::{ControlError, refusal};
 use crate::peer::frame::Kind;
@@ -33,6 +34,8 @@ pub(super) struct Sender {
     /// One at a time: it reads a whole database.
     prepared: tokio::sync::Mutex<HashMap<GroupId, Arc<Prepared>>>,
     serial: AtomicU64,
+    /// Failures of a replica's transfers one after the other.
+    failures: Mutex<HashMap<(GroupId, ReplicaId), u32>>,
 }
 
 struct Outgoing {
@@ -74,6 +77,7 @@ impl Sender {
             outgoing: Mutex::default(),
             prepared: tokio::sync::Mutex::default(),
             serial: AtomicU64::new(0),
+            failures: Mutex::default(),
         }
     }
 
@@ -90,6 +94,18 @@ impl Sender {
         let ready = o.ready.as_mut()?;
         ready.active = Instant::now();
         Some(f(ready))
+    }
+
+    /// How long to wait after a transfer failed, in shares of the first wait: doubles up to four.
+    fn failed(&self, key: (GroupId, ReplicaId)) -> u64 {
+        let mut failures = self.failures.lock();
+        if failures.len() >= WAITING_MAX && !failures.contains_key(&key) {
+            // Of replicas that are gone, mostly: the others are asked a little sooner.
+            failures.clear();
+        }
+        let n = failures.entry(key).or_default();
+        *n = n.saturating_add(1);
+        1 << (*n - 1).min(2)
     }
 
     pub fn done(&self, from: NodeId, done: TransferDone) {
@@ -130,6 +146,7 @@ pub(super) async fn chunk(
     let left = bytes.saturating_sub(fetch.offset);
     let len = u64::from(fetch.max_bytes.min(CHUNK_BYTES)).min(left) as usize;
     inner.rate_out.pass(len).await;
+    failpoint::hit(point_of(&prepared.manifest, &fetch, len as u64), group);
     let read = on_disk(move || {
         let path = prepared.directory.join(&fetch.file);
         let mut data = vec![0; len];
@@ -138,12 +155,35 @@ pub(super) async fn chunk(
             .map_err(TransferError::disk(&path, "read"))?;
         Ok(data)
     });
-    let data = read.await.map_err(|error| {
+    let mut data = read.await.map_err(|error| {
         tracing::error!(%error, "a chunk of a checkpoint cannot be read");
         refusal("UNREADABLE", error)
     })?;
+    if failpoint::hit("chunk-damaged", group) {
+        data.iter_mut().skip(len / 2).take(1).for_each(|byte| *byte ^= 0x10);
+    }
+    if failpoint::hit("chunk-short", group) {
+        data.truncate(len / 2);
+    }
+    if failpoint::hit("chunk-missing", group) {
+        data.clear();
+    }
     inner.counters.sent_bytes.fetch_add(len as u64, Ordering::Relaxed);
     Ok(Chunk { data: Bytes::from(data) })
+}
+
+/// The failpoint of a chunk, by its place in the whole checkpoint.
+fn point_of(manifest: &Manifest, fetch: &FetchChunk, len: u64) -> &'static str {
+    let is = |file: Option<&ManifestFile>| file.is_some_and(|f| f.name == fetch.file);
+    if is(manifest.files.first()) && fetch.offset == 0 {
+        "chunk-first"
+    } else if is(manifest.files.last())
+        && manifest.files.last().is_some_and(|f| f.bytes == fetch.offset + len)
+    {
+        "chunk-last"
+    } else {
+        "chunk-middle"
+    }
 }
 
 pub(super) fn want(inner: &Arc<Inner>, group: GroupId, replica: ReplicaId, node: NodeId) {
@@ -166,6 +206,7 @@ pub(super) fn want(inner: &Arc<Inner>, group: GroupId, replica: ReplicaId, node:
         };
         match &outcome {
             Ok(bytes) => {
+                inner.sender.failures.lock().remove(&key);
                 inner.counters.sent.fetch_add(1, Ordering::Relaxed);
                 let took_ms = start.elapsed().as_millis() as u64;
                 tracing::info!(%group, replica = replica.0, node = node.0, bytes, took_ms, "checkpoint sent");
@@ -177,7 +218,8 @@ pub(super) fn want(inner: &Arc<Inner>, group: GroupId, replica: ReplicaId, node:
                 inner.counters.send_failures.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%group, replica = replica.0, node = node.0, %error, "checkpoint not sent");
                 // The driver asks again at once.
-                sleep(Duration::from_millis(4 * inner.settings.retry_ms)).await;
+                let shares = inner.sender.failed(key);
+                sleep(Duration::from_millis(4 * inner.settings.retry_ms * shares)).await;
             }
         }
         inner.sender.outgoing.lock().remove(&key);
@@ -206,8 +248,10 @@ async fn send(
     let offer = Offer { group: group.0, replica_id: replica.0, index, bytes };
     make_offer(inner, node, &offer).await?;
     let silence = Duration::from_millis(inner.settings.silence_ms);
+    let quiet = Duration::from_millis(4 * inner.settings.retry_ms).min(silence / 4);
+    let mut held = Instant::now();
     loop {
-        match timeout(silence / 4, &mut done).await {
+        match timeout(quiet, &mut done).await {
             Ok(Ok(TransferDone { installed: true, .. })) => return Ok(bytes),
             Ok(Ok(TransferDone { message, .. })) => {
                 // It may be this copy that is damaged: the next try makes another.
@@ -219,33 +263,47 @@ async fn send(
             }
             Ok(Err(_)) => return Err(TransferError::Stopping),
             Err(_) => {
-                // What is held is forgotten in time, unless it is said again; what the log has
-                // dropped all the same makes this checkpoint useless.
-                inner.host.hold_log(group, replica, Some(index));
-                let first_index = inner.host.first_index(group);
-                if index + 1 < first_index {
-                    inner.sender.prepared.lock().await.remove(&group);
-                    return Err(TransferError::Overtaken { index, first_index });
+                if held.elapsed() >= silence / 4 {
+                    held = Instant::now();
+                    // What is held is forgotten in time, unless it is said again; what the log has
+                    // dropped all the same makes this checkpoint useless.
+                    inner.host.hold_log(group, replica, Some(index));
+                    let first_index = inner.host.first_index(group);
+                    if index + 1 < first_index {
+                        inner.sender.prepared.lock().await.remove(&group);
+                        return Err(TransferError::Overtaken { index, first_index });
+                    }
                 }
-                let outgoing = inner.sender.outgoing.lock();
-                let ready = outgoing.get(&(group, replica)).and_then(|o| o.ready.as_ref());
-                if ready.is_none_or(|r| r.active.elapsed() > silence) {
+                let silent = {
+                    let outgoing = inner.sender.outgoing.lock();
+                    let ready = outgoing.get(&(group, replica)).and_then(|o| o.ready.as_ref());
+                    ready.map_or(Duration::MAX, |r| r.active.elapsed())
+                };
+                if silent > silence {
                     return Err(TransferError::Silent { ms: inner.settings.silence_ms });
+                }
+                // It may have started again, and know of no offer: one that fetches says yes to this
+                // one once more.
+                if silent > quiet
+                    && let Err(ControlError::Refused(r)) = offer_once(inner, node, &offer).await
+                    && r.reason != BUSY
+                {
+                    return Err(ControlError::Refused(r).into());
                 }
             }
         }
     }
 }
 
+async fn offer_once(inner: &Inner, node: NodeId, offer: &Offer) -> Result<(), ControlError> {
+    inner.transport.connect_to(node, Kind::Control).await?.offer(*offer).await
+}
+
 /// Offers until the receiver takes it or says no for another reason than that it has much to do.
 async fn make_offer(inner: &Inner, node: NodeId, offer: &Offer) -> Result<(), TransferError> {
     let mut wait_ms = inner.settings.retry_ms;
     for tries in 1.. {
-        let offered = match inner.transport.connect_to(node, Kind::Control).await {
-            Ok(mut client) => client.offer(*offer).await,
-            Err(error) => Err(error),
-        };
-        match offered {
+        match offer_once(inner, node, offer).await {
             Ok(()) => break,
             Err(ControlError::Refused(r)) if r.reason == BUSY && tries < OFFERS_MAX => {}
             Err(error) => return Err(error.into()),
@@ -292,6 +350,7 @@ async fn prepare(
     .await?;
     inner.counters.checkpoints_made.fetch_add(1, Ordering::Relaxed);
     let index = prepared.manifest.index;
+    failpoint::hit("checkpoint-prepared", group);
     check(&prepared.manifest, &local.cluster_id, group, replica, index)?;
     all.insert(group, prepared.clone());
     tokio::spawn(forget_later(inner.clone(), group, Arc::downgrade(&prepared)));
@@ -330,6 +389,7 @@ fn make(
     path: &Path,
 ) -> Result<(Manifest, u64), TransferError> {
     let made = host.checkpoint(group, path).map_err(TransferError::Checkpoint)?;
+    failpoint::hit("checkpoint-made", group);
     let (membership_index, membership) = match &made.mark.membership {
         Some((index, bytes)) => {
             let inside = internal::Membership::decode(&bytes[..])
@@ -355,15 +415,38 @@ fn make(
     }
     files.sort_by(|a, b| a.name.cmp(&b.name));
     let bytes = files.iter().map(|f| f.bytes).sum();
+    if failpoint::hit("file-cut-short", group)
+        && let Some(largest) = files.iter().max_by_key(|f| f.bytes)
+    {
+        let file = std::fs::OpenOptions::new().write(true).open(path.join(&largest.name));
+        let _ = file.and_then(|f| f.set_len(largest.bytes / 2));
+    }
     let manifest = Manifest {
         cluster_id: cluster_id.into(),
         group: group.0,
         index: made.mark.index,
-        term: made.mark.term,
+        term: made.mark.term + u64::from(failpoint::hit("manifest-lies", group)),
         membership: Some(membership),
         from_replica_id: made.from.0,
         files,
         membership_index,
     };
     Ok((manifest, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_with_each_failure_of_a_replica_up_to_a_bound() {
+        let sender = Sender::new(1);
+        let (a, b) = ((GroupId(1), ReplicaId(1)), (GroupId(1), ReplicaId(2)));
+        assert_eq!([(); 5].map(|()| sender.failed(a)), [1, 2, 4, 4, 4]);
+        assert_eq!(sender.failed(b), 1);
+        for i in 0..2 * WAITING_MAX as u64 {
+            sender.failed((GroupId(1), ReplicaId(10 + i)));
+        }
+        assert!(sender.failures.lock().len() <= WAITING_MAX);
+    }
 }

@@ -384,6 +384,26 @@ async fn a_receiver_that_falls_silent_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_started_again_in_the_middle_is_offered_the_same_again_at_once() {
+    let (a, b) = two(|_| {}).await;
+    // It takes the offer, and then nothing is heard of it: node 1 does not answer where it asks.
+    let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = mute.local_addr().unwrap().to_string();
+    b.transport.address_book().learn_direct(NodeId(1), &address, "u");
+    a.transfers.want(GROUP, BEHIND, NodeId(2));
+    let asked = mute.accept().await.unwrap();
+    // The same node, started again.
+    let again = node(2, Files::new(BEHIND, 7), |s| s.retry_ms = 10).await;
+    again.transport.address_book().learn_direct(NodeId(1), &a.address, "u");
+    a.transport.address_book().learn_direct(NodeId(2), &again.address, "u");
+    let sent = || a.transfers.counters().sent.load(Relaxed);
+    until("the checkpoint is sent", || sent() == 1).await;
+    assert_eq!(*a.host.checkpoints.lock(), 1);
+    assert_eq!(again.host.received.lock().len(), 1);
+    drop(asked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_files_of_the_manifest_can_be_fetched_and_only_by_the_node_they_are_for() {
     let (a, b) = two(|s| s.silence_ms = 3_000).await;
     let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
