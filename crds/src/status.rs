@@ -30,7 +30,7 @@ pub mod condition {
 #[serde(rename_all = "camelCase")]
 pub struct EventStoreClusterStatus {
     /// Generation of the spec that this status is about; -1 before the first look.
-    #[serde(default)]
+    #[serde(default = "not_observed")]
     pub observed_generation: i64,
     /// Ready, Available, Reconciling, Stalled, Degraded, Rebalancing and Paused. Ready, Reconciling and
     /// Stalled are as kstatus means them.
@@ -70,6 +70,10 @@ pub struct EventStoreClusterStatus {
     /// Where clients connect, as host:port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+}
+
+fn not_observed() -> i64 {
+    -1
 }
 
 /// What the operator is doing.
