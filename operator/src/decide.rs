@@ -180,18 +180,14 @@ impl Look<'_> {
         if self.cluster.hibernated {
             return self.hibernate();
         }
-        self.identities().or_else(|| self.bootstrap()).or_else(|| self.broken_pods()).or_else(
-            || {
-                let Some(view) = &self.world.view else {
-                    return wait(doing(
-                        OperationType::Bootstrap,
-                        "waiting for the nodes to answer",
-                        None,
-                        None,
-                    ))
-                    .filter(|_| self.is_starting());
-                };
-                self.with_view(view)
+        // What does not run comes before the wait for the first node: it may be the first node.
+        self.identities().or_else(|| self.broken_pods()).or_else(|| self.bootstrap()).or_else(
+            || match &self.world.view {
+                Some(view) => self.with_view(view),
+                None => self.is_starting().then(|| {
+                    let step = "waiting for the nodes to answer";
+                    (None, Some(doing(OperationType::Bootstrap, step, None, None)), None)
+                }),
             },
         )
     }
@@ -239,9 +235,7 @@ impl Look<'_> {
                     ),
                 );
             }
-            let Some(claim) = self.world.claims.get(ordinal).filter(|c| !c.terminating) else {
-                continue;
-            };
+            let Some(claim) = self.world.claims.get(ordinal) else { continue };
             let name = claim_name(&self.cluster.name, *ordinal);
             match claim.node_id {
                 Some(recorded) if recorded == *node => {}

@@ -189,7 +189,6 @@ impl World {
         match claim.node_id {
             // A member that the view does not know is one that it does not know yet.
             Some(id) => !view.is_removed(id),
-            None if claim.terminating => false,
             None => {
                 let joined = self.reports.get(&ordinal).is_some_and(|r| r.node.is_some());
                 let claimed = |id| self.claims.values().any(|c| c.node_id == Some(id));

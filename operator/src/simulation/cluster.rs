@@ -80,6 +80,8 @@ pub struct Sim {
     pub plane_up: bool,
     /// Node that the data plane said it does not need, since the last thing that happened.
     pub agreed: Option<NodeId>,
+    /// The spec that the operator acts on asks for it.
+    pub hibernates: bool,
     /// Faults may still come.
     pub faults: bool,
     pub writes: u64,
@@ -105,6 +107,7 @@ impl Sim {
             paused: false,
             plane_up: true,
             agreed: None,
+            hibernates: false,
             faults: true,
             writes: 0,
             broken: Vec::new(),

@@ -7,4 +7,4 @@ mod environment;
 mod sides;
 mod tests;
 
-pub use cluster::{Sim, SimClaim, SimMember, SimPod, SimSet, Template};
+use cluster::{SimClaim, SimPod};

@@ -334,7 +334,7 @@ impl Kubernetes for Sides<'_> {
 impl Sim {
     /// The size went from `before` to `after`.
     fn check_shrink(&mut self, before: u32, after: u32) {
-        if after >= before || self.spec.hibernated {
+        if after >= before || self.hibernates {
             return;
         }
         if before - after > 1 {
@@ -351,15 +351,14 @@ impl Sim {
 
     /// A pod is stopped.
     fn check_stop(&mut self, o: Ordinal, pod: &super::SimPod) {
+        // With one copy there is no moment to agree to.
+        if self.spec.replication_factor == 1 || !pod.running {
+            return;
+        }
         let Some(node) = self.claims.get(&o).and_then(|c| c.disk) else { return };
-        if pod.running
-            && self.members[&node].state != MemberState::Removed
-            && self.agreed != Some(node)
-        {
-            self.broken(format!(
-                "{} is stopped, and the data plane did not agree",
-                pod_name(NAME, o)
-            ));
+        if self.members[&node].state != MemberState::Removed && self.agreed != Some(node) {
+            let name = pod_name(NAME, o);
+            self.broken(format!("{name} is stopped, and the data plane did not agree"));
         }
     }
 
