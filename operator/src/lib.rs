@@ -3,6 +3,7 @@
 //! `observe -> validate -> decide -> build -> apply -> status`. What lies between the two ends is pure
 //! ([`validate`], [`decide`], `build`, `status`) and is run against a simulated cluster in tests.
 
+pub mod build;
 pub mod decide;
 pub mod names;
 pub mod plane;
