@@ -1,0 +1,26 @@
+//! Ringfold's Kubernetes resources.
+//!
+//! The types are the source of everything else: the CustomResourceDefinition with its validation
+//! rules ([`generate::yaml`], checked in as `eventstoreclusters.yaml`) and the API reference
+//! (`docs/api-reference.md`). `cargo run -p ringfold-crds` writes both again.
+
+mod cluster;
+pub mod generate;
+mod reference;
+mod status;
+
+pub use cluster::{
+    DeletionPolicy, EventStoreCluster, EventStoreClusterSpec, ImagePullPolicy, NetworkPolicy,
+    PodDisruptionBudget, Rebalance, Service, ServiceAccount, ServiceType, Storage, Upgrade,
+    ZoneMode, Zones,
+};
+pub use status::{
+    EventStoreClusterStatus, MemberStatus, Operation, OperationType, PartitionsStatus,
+    RebalanceStatus, condition,
+};
+
+/// API group of all resources.
+pub const GROUP: &str = "ringfold.dev";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,16 @@
+//! Ringfold's operator: brings clusters to what their `EventStoreCluster` asks for.
+//!
+//! `observe -> validate -> decide -> build -> apply -> status`. What lies between the two ends is pure
+//! ([`validate`], [`decide`], `build`, `status`) and is run against a simulated cluster in tests.
+
+pub mod build;
+pub mod decide;
+pub mod names;
+pub mod plane;
+pub mod quantity;
+pub mod step;
+pub mod validate;
+pub mod world;
+
+#[cfg(test)]
+mod simulation;
