@@ -1,5 +1,6 @@
 //! A cluster of one node and one partition, in memory: what commands say is tested against it.
 //! States are the last event's data.
+#[allow(dead_code)] // The git example, which uses this file too, moves nothing.
 pub mod moves;
 
 use futures::stream::{self, BoxStream, StreamExt};
