@@ -216,11 +216,9 @@ impl Sim {
                 self.spec.storage_size_bytes = gib << 30;
                 self.note(format!("spec.storage.size = {gib}Gi"));
             }
-            13 => {
-                if self.chance(20) && self.bootstrapped {
-                    self.identity = None;
-                    self.note("somebody deletes the Secret");
-                }
+            13 if self.chance(20) && self.bootstrapped => {
+                self.identity = None;
+                self.note("somebody deletes the Secret");
             }
             _ => {}
         }
