@@ -309,8 +309,9 @@ impl Cluster for Fake {
         &self,
         _: Request<RebalanceWatchRequest>,
     ) -> Answer<Self::RebalanceWatchStream> {
-        let moves = self.moves.clone();
-        Ok(Response::new(stream::repeat_with(move || Ok(moves.next_plan())).boxed()))
+        let (plans, last) = self.moves.all_plans();
+        let all = stream::iter(plans).chain(stream::repeat(last));
+        Ok(Response::new(all.map(Ok).boxed()))
     }
 
     async fn rebalance_pause(
