@@ -166,6 +166,8 @@ pub struct GroupFacts {
     pub change_pending: bool,
     /// Replicas that have said nothing for a while, as their leader; leader only.
     pub silent: BTreeSet<u64>,
+    /// Replicas that this leader takes in no more.
+    pub renounced: BTreeSet<u64>,
 }
 
 pub enum Input {

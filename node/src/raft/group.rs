@@ -78,7 +78,7 @@ const MESSAGES_IN_FLIGHT_MAX: usize = 64;
 /// always lacks those on their way.
 const CATCH_UP_LAG_MAX: u64 = 64;
 /// Replicas that a leader remembers not to take in any more, the newest.
-const RENOUNCED_MAX: usize = 64;
+const RENOUNCED_MAX: usize = 16;
 /// Election timeouts without a word after which a replica counts as silent.
 const SILENT_ELECTIONS: u64 = 3;
 const OWN_REMOVAL: &str = "a leader does not remove itself: move its leadership first";
@@ -859,6 +859,7 @@ impl Group {
         let judges = self.is_leader() && now.boot_ns >= self.leader_since_ns + silent_ns;
         let is_silent = |id: &u64| judges && !self.is_heard(*id, now, silent_ns);
         GroupFacts {
+            renounced: self.renounced.clone(),
             silent: raft.prs().iter().map(|(id, _)| *id).filter(is_silent).collect(),
             is_leader: self.is_leader(),
             term: raft.term,

@@ -155,7 +155,11 @@ impl<'a> Reports<'a> {
                         m.learners.contains(&replica_id) || m.learners_next.contains(&replica_id);
                     // One whose proposal was lost after its mark is proposed again. It was in the
                     // group once if its node is known there.
-                    let joined = admitted && m.nodes.contains_key(&ReplicaId(replica_id));
+                    // One that its leader takes in no more has left for good.
+                    let is_renounced =
+                        leader.is_some_and(|(_, _, l)| l.renounced.contains(&replica_id));
+                    let was_there = m.nodes.contains_key(&ReplicaId(replica_id));
+                    let joined = admitted && (was_there || is_renounced);
                     Role::of(joined, new, old, learner)
                 }
             };
@@ -196,5 +200,63 @@ fn health_of(leader: &LeaderReport, replica: u64) -> Health {
     match missing {
         0..=READY_LAG_MAX if matched > 0 => Health::Ready,
         _ => Health::Behind { matched, missing },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringfold_proto::internal::{MetaReplica, ReportAnswer};
+    use std::collections::BTreeSet;
+
+    /// Replica n on node n; replica 1 leads a group of three that has seen no other.
+    fn observe(leads: LeaderReport, recorded: &[(u64, bool)]) -> PartitionFact {
+        let (now, nodes) = (Instant::now(), (1..5).map(NodeId).collect::<BTreeSet<_>>());
+        let members = (1..4).map(|n| (ReplicaId(n), NodeId(n))).collect::<Vec<_>>();
+        let membership = Some(Membership::genesis(&members).to_proto());
+        let leads = LeaderReport { membership, matched: [(2, 9)].into(), commit_index: 9, ..leads };
+        let report = |n: &NodeId| {
+            let leads = (n.0 == 1).then(|| leads.clone());
+            let replica =
+                ReplicaReport { group: 1, replica_id: n.0, leads, ..ReplicaReport::default() };
+            // Node 3 has nothing.
+            let replicas = if n.0 == 3 { vec![] } else { vec![replica] };
+            (*n, ReportAnswer { replicas, followed_replica_id: 100, ..Default::default() })
+        };
+        let replicas = recorded.iter().map(|&(replica_id, admitted)| MetaReplica {
+            replica_id,
+            node_id: replica_id,
+            admitted,
+        });
+        let placed = MetaPartition { replicas: replicas.collect(), ..Default::default() };
+        let state = MetaState { placement: vec![placed], ..Default::default() };
+        let mut contacts = Contacts::default();
+        for _ in 0..3 {
+            contacts.heard(now, &nodes, nodes.iter().map(report).collect());
+            contacts.look_for_missing(&state);
+        }
+        Observation::new(1, &state, &contacts, now, Duration::MAX).partitions.remove(0)
+    }
+
+    #[test]
+    fn a_replica_that_was_admitted_and_never_came_is_still_to_come_unless_its_leader_gave_it_up() {
+        let role = |renounced, admitted| {
+            let leads = LeaderReport { renounced, ..Default::default() };
+            observe(leads, &[(1, true), (2, true), (3, true), (4, admitted)]).replicas[3].role
+        };
+        assert_eq!(role(vec![], false), Role::Recorded);
+        assert_eq!(role(vec![], true), Role::Recorded);
+        assert_eq!(role(vec![4], true), Role::Left);
+        let leads = LeaderReport::default();
+        let gone = observe(leads, &[(1, true), (2, true), (4, true)]);
+        let unrecorded = gone.replicas.iter().find(|r| r.replica_id == 3).unwrap();
+        assert!(!unrecorded.is_recorded && unrecorded.role == Role::Voter);
+    }
+
+    #[test]
+    fn a_voter_that_its_node_does_not_have_is_closed() {
+        let fact = observe(LeaderReport::default(), &[(1, true), (2, true), (3, true)]);
+        let health = |i: usize| fact.replicas[i].health;
+        assert_eq!((health(1), health(2)), (Health::Ready, Health::Closed));
     }
 }

@@ -24,6 +24,7 @@ fn leader_report(f: &GroupFacts) -> LeaderReport {
         commit_index: f.commit_index,
         matched: f.matched.iter().map(|(r, i)| (*r, *i)).collect(),
         change_pending: f.change_pending,
+        renounced: f.renounced.iter().copied().collect(),
     }
 }
 
@@ -58,6 +59,7 @@ mod tests {
             commit_index: id(0),
             matched: members.iter().map(|m| (*m, id(0))).collect(),
             change_pending: true,
+            renounced: (0..16).map(id).collect(),
             ..Default::default()
         };
         let replica = ReplicaReport {
