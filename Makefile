@@ -16,7 +16,7 @@ READY := set -eu; . scripts/env.sh; need_all
 SAY = printf '\nringfold: %s\n' >&2
 
 .DEFAULT_GOAL := help
-.PHONY: help build run demo test test-long fmt lint bench clean-cache
+.PHONY: help build run demo test test-long test-more fmt lint bench clean-cache
 # The recipes share one cargo cache.
 .NOTPARALLEL:
 
@@ -42,7 +42,11 @@ test: ## formatting, clippy with warnings denied, and every test
 	$(SAY) '3/4 the binaries that whole-system tests start'; cargo build --locked --workspace --bins; \
 	$(SAY) '4/4 tests'; cargo test --locked --workspace --no-fail-fast
 
-test-long: ## many more seeds, longer loads and fault runs (docs/reliability.md)
+test-long: ## random faults for RINGFOLD_LONG_MINUTES (60), writes its row into docs/reliability.md
+	@$(READY); cargo build --locked --release -p ringfold-node --bins; \
+	RINGFOLD_LONG_MINUTES=$${RINGFOLD_LONG_MINUTES:-60} cargo test --locked --release -p ringfold-tests --test long -- --nocapture --test-threads 1
+
+test-more: ## every test, with many more seeds and longer loads (docs/reliability.md)
 	@$(READY); cargo build --locked --release --workspace --bins; \
 	RINGFOLD_TEST_FACTOR=$${RINGFOLD_TEST_FACTOR:-20} cargo test --locked --release --workspace --no-fail-fast
 

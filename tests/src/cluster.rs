@@ -858,6 +858,12 @@ impl LocalCluster {
         }
     }
 
+    /// Checkpoints that nodes have installed: small data may move by the log alone.
+    pub fn checkpoints_installed(&self) -> usize {
+        let installed = |n: &Node| n.log().matches("checkpoint installed").count();
+        self.nodes.iter().map(installed).sum()
+    }
+
     /// No node has panicked: a caught panic is in its log too.
     pub fn assert_no_panic(&self) {
         for node in &self.nodes {

@@ -29,6 +29,19 @@ pub fn settings(partitions: u32, move_bytes_per_s: &str) -> Settings {
     Settings { partitions, env, failpoints: failpoints::EXIST, ..Settings::default() }
 }
 
+/// Makes partitions larger than the log that is kept.
+pub async fn load_down(cluster: &LocalCluster, seed: u64) -> Ballast {
+    if failpoints::EXIST {
+        // Else the databases would only be flushed, and the logs compacted, after a minute.
+        cluster.failpoints().arm("flush-early", Action::AlterAlways);
+    }
+    let partitions = cluster.partitions();
+    let bytes = u64::from(partitions) * BALLAST_BYTES_PER_PARTITION;
+    let ballast = Ballast::new(seed, partitions, bytes, BALLAST_EVENT_BYTES);
+    ballast.append(cluster).await;
+    ballast
+}
+
 /// A cluster whose partitions are to move, under load.
 pub struct Moving {
     pub cluster: LocalCluster,
@@ -46,14 +59,7 @@ impl Moving {
 
     /// On a cluster that is there.
     pub async fn with(cluster: LocalCluster, seed: u64) -> Self {
-        if failpoints::EXIST {
-            // Else the databases would only be flushed, and the logs compacted, after a minute.
-            cluster.failpoints().arm("flush-early", Action::AlterAlways);
-        }
-        let partitions = cluster.partitions();
-        let bytes = u64::from(partitions) * BALLAST_BYTES_PER_PARTITION;
-        let ballast = Ballast::new(seed, partitions, bytes, BALLAST_EVENT_BYTES);
-        ballast.append(&cluster).await;
+        let ballast = load_down(&cluster, seed).await;
         let (clock, load) = (Clock::new(), Load { seed, streams: 32, ..Load::default() });
         let running = load::start(&cluster, clock, &load);
         running.progress(100, PROGRESS_MAX).await;
@@ -105,6 +111,7 @@ impl Moving {
     pub async fn end(self, members: usize) {
         self.cluster.wait_at_rest(members, REST_MAX).await;
         self.running.progress(100, PROGRESS_MAX).await;
+        assert!(self.cluster.checkpoints_installed() > 0 || !failpoints::EXIST);
         let history = self.running.stop().await;
         self.ballast.verify(&self.cluster).await;
         judge(&self.cluster, self.clock, &self.load, history).await;

@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use ringfold_tests::ballast::Ballast;
 use ringfold_tests::cluster::{LocalCluster, Settings, eventually, factor};
+use ringfold_tests::failpoints;
 use ringfold_tests::history::Clock;
 use ringfold_tests::load::{self, Load, Running, judge};
+use ringfold_tests::moving;
 use ringfold_tests::shim::Survivors;
 
 const REST_MAX: Duration = Duration::from_secs(240);
@@ -16,27 +19,36 @@ const PROGRESS_MAX: Duration = Duration::from_secs(60);
 
 /// Moves one after the other, and slowly, so that faults hit them in their middle.
 fn slow_moves(partitions: u32) -> Settings {
-    let env = [
-        ("RINGFOLD_NODE_MOVES_PER_NODE", "1"),
-        ("RINGFOLD_NODE_MOVE_BYTES_PER_S", "1MiB"),
-        // Checkpoints rather than the log: entries are compacted away quickly.
-        ("RINGFOLD_NODE_LOG_KEPT_BYTES", "1MiB"),
-        ("RINGFOLD_NODE_MEMTABLE_BYTES", "4MiB"),
-    ];
-    let env = env.map(|(name, value)| (name.to_string(), value.to_string())).to_vec();
-    Settings { partitions, env, ..Settings::default() }
+    moving::settings(partitions, "4MiB")
 }
 
 fn steady(seed: u64) -> Load {
     Load { seed, streams: 32, pad_bytes: 1 << 10, ..Load::default() }
 }
 
-async fn started(settings: Settings, seed: u64) -> (LocalCluster, Clock, Load, Running) {
+/// A cluster, what its load is judged by, and the load.
+async fn started(settings: Settings, seed: u64) -> (LocalCluster, Judge, Running) {
     let cluster = LocalCluster::start(settings).await;
+    let ballast = moving::load_down(&cluster, seed).await;
     let (clock, load) = (Clock::new(), steady(seed));
     let running = load::start(&cluster, clock, &load);
     running.progress(300, PROGRESS_MAX).await;
-    (cluster, clock, load, running)
+    (cluster, Judge { clock, load, ballast }, running)
+}
+
+struct Judge {
+    clock: Clock,
+    load: Load,
+    ballast: Ballast,
+}
+
+impl Judge {
+    async fn judge(self, cluster: &LocalCluster, running: Running) {
+        let history = running.stop().await;
+        assert!(cluster.checkpoints_installed() > 0 || !failpoints::EXIST);
+        self.ballast.verify(cluster).await;
+        judge(cluster, self.clock, &self.load, history).await;
+    }
 }
 
 /// Kills one node after the other until nothing moves any more, `rounds` at least.
@@ -72,7 +84,7 @@ async fn kill_while_it_moves(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_node_killed_again_and_again_while_partitions_come_and_go() {
-    let (mut cluster, clock, load, running) = started(slow_moves(16), 41).await;
+    let (mut cluster, judge, running) = started(slow_moves(16), 41).await;
     let mut rng = StdRng::seed_from_u64(41);
     let fourth = cluster.grow();
     cluster.wait_members(4).await;
@@ -84,13 +96,12 @@ async fn any_node_killed_again_and_again_while_partitions_come_and_go() {
     cluster.wait_at_rest(3, REST_MAX).await;
     cluster.remove(1, REST_MAX).await;
     assert!(cluster.is_running(fourth));
-    let history = running.stop().await;
-    judge(&cluster, clock, &load, history).await;
+    judge.judge(&cluster, running).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_that_turns_round_in_its_middle_and_two_drains_at_once() {
-    let (mut cluster, clock, load, running) = started(slow_moves(16), 42).await;
+    let (mut cluster, judge, running) = started(slow_moves(16), 42).await;
     let (fourth, fifth) = (cluster.grow(), cluster.grow());
     cluster.wait_at_rest(5, REST_MAX).await;
     for _ in 0..3 {
@@ -109,13 +120,12 @@ async fn a_drain_that_turns_round_in_its_middle_and_two_drains_at_once() {
     cluster.remove(fourth, REST_MAX).await;
     assert!(cluster.is_running(fifth));
     running.progress(100, PROGRESS_MAX).await;
-    let history = running.stop().await;
-    judge(&cluster, clock, &load, history).await;
+    judge.judge(&cluster, running).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_of_moves_that_is_stopped_for_20_s_and_goes_on_harms_nothing() {
-    let (mut cluster, clock, load, running) = started(slow_moves(16), 43).await;
+    let (mut cluster, judge, running) = started(slow_moves(16), 43).await;
     cluster.grow();
     cluster.wait_members(4).await;
     let leader = cluster.meta_leader().await;
@@ -124,14 +134,13 @@ async fn a_leader_of_moves_that_is_stopped_for_20_s_and_goes_on_harms_nothing() 
     cluster.resume(leader);
     cluster.wait_at_rest(4, REST_MAX).await;
     running.progress(100, PROGRESS_MAX).await;
-    let history = running.stop().await;
-    judge(&cluster, clock, &load, history).await;
+    judge.judge(&cluster, running).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_nodes_without_power_in_the_middle_of_moves() {
     let settings = Settings { shim: true, ..slow_moves(16) };
-    let (mut cluster, clock, load, running) = started(settings, 44).await;
+    let (mut cluster, judge, running) = started(settings, 44).await;
     cluster.grow();
     cluster.wait_members(4).await;
     for round in 0..2 * factor() {
@@ -147,15 +156,14 @@ async fn all_nodes_without_power_in_the_middle_of_moves() {
     }
     cluster.wait_at_rest(4, REST_MAX).await;
     running.progress(100, PROGRESS_MAX).await;
-    let history = running.stop().await;
-    judge(&cluster, clock, &load, history).await;
+    judge.judge(&cluster, running).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_node_is_rebuilt_elsewhere_and_an_old_data_directory_is_sent_away() {
     let mut settings = slow_moves(16);
     settings.env.push(("RINGFOLD_NODE_REPAIR_AFTER_MS".into(), "4000".into()));
-    let (mut cluster, clock, load, running) = started(settings, 45).await;
+    let (mut cluster, judge, running) = started(settings, 45).await;
     cluster.grow();
     cluster.wait_at_rest(4, REST_MAX).await;
     cluster.kill(1);
@@ -183,6 +191,5 @@ async fn a_lost_node_is_rebuilt_elsewhere_and_an_old_data_directory_is_sent_away
     cluster.start_node(1);
     assert_eq!(cluster.wait_exit(1, REST_MAX).await, 5, "{}", cluster.nodes[1].log());
     running.progress(100, PROGRESS_MAX).await;
-    let history = running.stop().await;
-    judge(&cluster, clock, &load, history).await;
+    judge.judge(&cluster, running).await;
 }
