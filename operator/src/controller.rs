@@ -16,10 +16,9 @@ use kube::{
     api::{Patch, PatchParams},
     core::PartialObjectMeta,
     runtime::{
-        Controller, WatchStreamExt as _,
+        Controller,
         controller::{Action as Requeue, Config},
         events::{Event, EventType, Recorder, Reporter},
-        metadata_watcher,
         reflector::ObjectRef,
         watcher,
     },
@@ -30,7 +29,7 @@ use serde_json::json;
 
 use crate::{
     build,
-    decide::{Action, decide},
+    decide::decide,
     live::{Live, Plane, observe},
     metrics::Metrics,
     names,
@@ -97,8 +96,12 @@ pub async fn run(
             Config::default().concurrency(CONCURRENCY).debounce(Duration::from_millis(100)),
         )
         .owns(scoped::<StatefulSet>(&client, namespace), ours())
-        .watches_stream(metadata::<Pod>(&client, namespace), cluster_of)
-        .watches_stream(metadata::<PersistentVolumeClaim>(&client, namespace), cluster_of)
+        .watches(scoped::<PartialObjectMeta<Pod>>(&client, namespace), ours(), cluster_of)
+        .watches(
+            scoped::<PartialObjectMeta<PersistentVolumeClaim>>(&client, namespace),
+            ours(),
+            cluster_of,
+        )
         .shutdown_on_signal();
     controller
         .run(reconcile, failed, context)
@@ -124,22 +127,7 @@ fn ours() -> watcher::Config {
     watcher::Config::default().labels("app.kubernetes.io/name=ringfold")
 }
 
-/// Only names and labels are kept in memory.
-fn metadata<K>(
-    client: &Client,
-    namespace: Option<&str>,
-) -> impl futures::Stream<Item = Result<PartialObjectMeta<K>, watcher::Error>> + Send + 'static
-where
-    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + 'static,
-{
-    metadata_watcher(scoped::<K>(client, namespace), ours()).default_backoff().touched_objects()
-}
-
+/// Only names and labels come over the wire.
 fn cluster_of<K>(object: PartialObjectMeta<K>) -> Option<ObjectRef<EventStoreCluster>> {
     let meta = object.metadata;
     let name = meta.labels?.remove("app.kubernetes.io/instance")?;
@@ -174,6 +162,16 @@ async fn reconcile(
         return Ok(Requeue::await_change());
     }
     let began = Instant::now();
+    // The newest spec: what a person took back must not be acted on.
+    let namespace = resource.namespace().unwrap_or_default();
+    let api: Api<EventStoreCluster> = Api::namespaced(context.client.clone(), &namespace);
+    let found = api
+        .get_opt(&resource.name_any())
+        .await
+        .map_err(|e| ReconcileError::Kubernetes(KubernetesError::Failed(e.to_string())))?;
+    let Some(resource) = found.filter(|r| r.metadata.deletion_timestamp.is_none()) else {
+        return Ok(Requeue::await_change());
+    };
     let before = resource.status.clone().unwrap_or_default();
     let cluster = match validate(&resource) {
         Ok(cluster) => cluster,
@@ -193,8 +191,14 @@ async fn reconcile(
     };
     context.write(&resource, &before, &after).await?;
     context.metrics.reconcile_seconds.observe(began.elapsed().as_secs_f64());
-    if let Some(error) = error {
-        return Err(error);
+    match error {
+        // What it rested on has changed: that is no failure.
+        Some(ReconcileError::Step(StepError::Kubernetes(KubernetesError::Changed(what)))) => {
+            tracing::debug!(cluster = %key, what, "looking again");
+            return Ok(Requeue::requeue(AFTER_AN_ACTION));
+        }
+        Some(error) => return Err(error),
+        None => {}
     }
     context.metrics.reconciles.get_or_create(&[("result", "ok".into())]).inc();
     if let Some(kept) = context.kept.lock().get_mut(&key) {
@@ -238,7 +242,7 @@ impl Context {
         };
         if let Some(action) = decision.action.as_ref().filter(|_| outcome.acted) {
             tracing::info!(cluster = cluster.name, namespace = cluster.namespace, ?action, "done");
-            self.metrics.actions.get_or_create(&[("action", kind(action).into())]).inc();
+            self.metrics.actions.get_or_create(&[("action", action.name().into())]).inc();
         }
         let after = status::status(cluster, &world, &decision, &outcome, before, Timestamp::now());
         if let Some(error) = error {
@@ -326,23 +330,5 @@ impl Context {
                 tracing::warn!(%error, "an Event could not be written");
             }
         }
-    }
-}
-
-fn kind(action: &Action) -> &'static str {
-    match action {
-        Action::CreateIdentity { .. } => "CreateIdentity",
-        Action::ReserveBootstrap { .. } => "ReserveBootstrap",
-        Action::Bootstrap { .. } => "Bootstrap",
-        Action::RecordNode { .. } => "RecordNode",
-        Action::Pause(_) => "Pause",
-        Action::Drain(_) => "Drain",
-        Action::Undrain(_) => "Undrain",
-        Action::Remove(_) => "Remove",
-        Action::Restart { .. } => "Restart",
-        Action::DeletePod { .. } => "DeletePod",
-        Action::DeleteClaim { .. } => "DeleteClaim",
-        Action::ResizeClaim { .. } => "ResizeClaim",
-        Action::OrphanStatefulSet { .. } => "OrphanStatefulSet",
     }
 }

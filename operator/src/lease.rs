@@ -83,8 +83,9 @@ impl Election {
         loop {
             tokio::time::sleep(RENEW_EVERY.min(RENEW_DEADLINE / 4)).await;
             let left = RENEW_DEADLINE.saturating_sub(renewed.elapsed());
+            let began = Instant::now();
             match tokio::time::timeout(left, self.step()).await {
-                Ok(Ok(true)) => renewed = Instant::now(),
+                Ok(Ok(true)) => renewed = began,
                 Ok(Ok(false)) => return "another operator holds the Lease".into(),
                 Ok(Err(error)) => tracing::warn!(%error, "the Lease was not renewed"),
                 Err(_) => {}

@@ -98,8 +98,14 @@ impl Live<'_> {
             serde_json::to_value(object).map_err(|e| KubernetesError::Failed(e.to_string()))
         };
         let name = desired.name_any();
+        let mut built = json(desired)?;
+        // They bind a write to what was observed, and are nothing to write for.
+        if let Some(metadata) = built["metadata"].as_object_mut() {
+            metadata.remove("uid");
+            metadata.remove("resourceVersion");
+        }
         if let Some(observed) = self.ours::<K>(&name).await?
-            && covers(&json(&observed)?, &json(desired)?)
+            && covers(&json(&observed)?, &built)
         {
             return Ok(());
         }
