@@ -13,7 +13,7 @@ pub fn build(cluster: &Cluster) -> ConfigMap {
     let mut settings = Map::new();
     let mut set = |name: &str, value: String| settings.insert(name.into(), Value::String(value));
     if let Some(bytes) = cluster.memory_bytes {
-        let quarter = format!("{}MiB", (bytes / 4 >> 20).max(8));
+        let quarter = format!("{}MiB", ((bytes / 4) >> 20).max(8));
         set("cache_bytes", quarter.clone());
         set("memtable_bytes", quarter);
     }

@@ -110,7 +110,7 @@ impl Plane {
             .ok()?;
         let report = Report {
             node: (status.node_id != 0 && !status.cluster_id.is_empty())
-                .then(|| (status.node_id, status.cluster_id)),
+                .then_some((status.node_id, status.cluster_id)),
             version: status.version,
             lost_reason: Some(status.lost_reason).filter(|r| !r.is_empty()),
         };
