@@ -70,6 +70,27 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// Its name in metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Action::CreateIdentity { .. } => "CreateIdentity",
+            Action::ReserveBootstrap { .. } => "ReserveBootstrap",
+            Action::Bootstrap { .. } => "Bootstrap",
+            Action::RecordNode { .. } => "RecordNode",
+            Action::Pause(_) => "Pause",
+            Action::Drain(_) => "Drain",
+            Action::Undrain(_) => "Undrain",
+            Action::Remove(_) => "Remove",
+            Action::Restart { .. } => "Restart",
+            Action::DeletePod { .. } => "DeletePod",
+            Action::DeleteClaim { .. } => "DeleteClaim",
+            Action::ResizeClaim { .. } => "ResizeClaim",
+            Action::OrphanStatefulSet { .. } => "OrphanStatefulSet",
+        }
+    }
+}
+
 /// What is going on, for the status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Doing {

@@ -189,6 +189,11 @@ impl Sim {
                     self.note(format!("pod {o} is evicted"));
                 }
             }
+            6 if !self.bootstrapped && self.chance(50) => {
+                self.pods.remove(&0);
+                self.claims.remove(&0);
+                self.note("the first volume is lost before it holds anything");
+            }
             6 if self.is_whole() && !self.spec.hibernated => self.lose_a_volume(),
             7 if self.is_whole() && !self.spec.hibernated => self.ask_for_replacement(),
             8 => {
@@ -216,7 +221,7 @@ impl Sim {
                 self.spec.storage_size_bytes = gib << 30;
                 self.note(format!("spec.storage.size = {gib}Gi"));
             }
-            13 if self.chance(20) && self.bootstrapped => {
+            13 if self.bootstrapped && self.chance(20) => {
                 self.identity = None;
                 self.note("somebody deletes the Secret");
             }
@@ -283,6 +288,12 @@ impl Sim {
         self.change_size();
         if self.template.bad || self.chance(50) {
             self.change_template();
+        }
+        // A person does what the message says.
+        let reserved = self.identity.as_ref().and_then(|i| i.bootstrap_claim_uid.clone());
+        let first = self.claims.get(&0).map(|c| c.uid.to_string());
+        if !self.bootstrapped && reserved.is_some() && reserved != first {
+            self.identity = None;
         }
         // A drain needs somewhere to go.
         if self.claims.values().any(|c| c.replace || c.terminating) {

@@ -1,4 +1,4 @@
-use std::sync::Mutex;
+use std::{collections::BTreeSet, sync::Mutex};
 
 use futures::executor::block_on;
 
@@ -102,6 +102,40 @@ fn a_cluster_comes_to_rest_at_its_spec_and_no_step_is_taken_that_the_data_plane_
         heads.join("\n"),
         failures[0]
     );
+}
+
+/// The lives above are lives in which everything happens.
+#[test]
+fn every_kind_of_step_is_taken() {
+    static TAKEN: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+    for seed in 0..100 {
+        let _ = life(seed, |cluster, world| {
+            let decision = decide(cluster, world);
+            TAKEN.lock().unwrap().extend(decision.action.as_ref().map(Action::name));
+            TAKEN.lock().unwrap().extend(decision.stalled.as_ref().map(|s| s.reason));
+            decision
+        });
+    }
+    let expected = [
+        "Bootstrap",
+        "BootstrapVolumeLost",
+        "CreateIdentity",
+        "DeleteClaim",
+        "DeletePod",
+        "Drain",
+        "OrphanStatefulSet",
+        "Pause",
+        "PodNotReady",
+        "RecordNode",
+        "Remove",
+        "ReserveBootstrap",
+        "ResizeClaim",
+        "Restart",
+        "Undrain",
+    ];
+    let missing: Vec<_> =
+        expected.iter().filter(|e| !TAKEN.lock().unwrap().contains(**e)).collect();
+    assert!(missing.is_empty(), "never: {missing:?}");
 }
 
 #[test]

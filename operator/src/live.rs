@@ -1,0 +1,8 @@
+//! The edges: the Kubernetes API and the nodes. What is decided lies elsewhere.
+mod kubernetes;
+mod observe;
+mod plane;
+
+pub use kubernetes::Live;
+pub use observe::observe;
+pub use plane::Plane;

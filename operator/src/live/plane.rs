@@ -1,0 +1,271 @@
+//! The nodes, through the client.
+use std::{collections::BTreeMap, time::Duration};
+
+use futures::{StreamExt as _, future::join_all};
+use ringfold_client::{
+    BootstrapRequest, Client, ClientConfig, ClientError, MemberState as ProtoState, MoveReason,
+    RebalancePlan, Topology,
+};
+
+use crate::{
+    build::client_url,
+    plane::{DataPlane, PlaneError},
+    validate::Cluster,
+    world::{Member, MemberState, NodeId, Ordinal, Report, View, pod_name},
+};
+
+/// Handing over leaderships takes the longest.
+const DEADLINE: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Nodes that are asked at first; any of them names the others.
+const ENDPOINTS_MAX: usize = 5;
+
+/// A cluster's nodes. Connections are kept between reconciles.
+pub struct Plane {
+    cluster: String,
+    namespace: String,
+    partitions: u32,
+    replication_factor: u32,
+    client: tokio::sync::Mutex<Option<Client>>,
+}
+
+fn failed(error: ClientError) -> PlaneError {
+    match error {
+        ClientError::Refused(e) => {
+            PlaneError::Refused { reason: e.reason.clone(), message: e.message }
+        }
+        other => PlaneError::Unavailable(other.to_string()),
+    }
+}
+
+impl Plane {
+    pub fn new(cluster: &Cluster) -> Plane {
+        Plane {
+            cluster: cluster.name.clone(),
+            namespace: cluster.namespace.clone(),
+            partitions: cluster.partitions,
+            replication_factor: cluster.replication_factor,
+            client: tokio::sync::Mutex::new(None),
+        }
+    }
+
+    fn url(&self, pod: &str) -> String {
+        client_url(&self.cluster, &self.namespace, pod)
+    }
+
+    /// Connected, with the pods that run. An error leaves it to the next look.
+    async fn client(&self, running: &[Ordinal]) -> Result<Client, PlaneError> {
+        let mut kept = self.client.lock().await;
+        if let Some(client) = &*kept {
+            return Ok(client.clone());
+        }
+        let pods = running.iter().take(ENDPOINTS_MAX);
+        let urls = pods.map(|o| self.url(&pod_name(&self.cluster, *o)));
+        let config = ClientConfig {
+            deadline: DEADLINE,
+            connect_timeout: CONNECT_TIMEOUT,
+            channels_per_node: 1,
+            ..ClientConfig::new(urls)
+        };
+        let client = Client::connect(config).await.map_err(failed)?;
+        Ok(kept.insert(client).clone())
+    }
+
+    async fn connected(&self) -> Result<Client, PlaneError> {
+        let kept = self.client.lock().await.clone();
+        kept.ok_or_else(|| PlaneError::Unavailable("no node has answered yet".into()))
+    }
+
+    /// What each pod's node says of itself, and the cluster as its meta group's leader sees it.
+    pub async fn look(&self, running: &[Ordinal]) -> (BTreeMap<Ordinal, Report>, Option<View>) {
+        if running.is_empty() {
+            return (BTreeMap::new(), None);
+        }
+        let client = match self.client(running).await {
+            Ok(client) => client,
+            Err(error) => {
+                tracing::info!(cluster = self.cluster, %error, "no node answers");
+                return (BTreeMap::new(), None);
+            }
+        };
+        let (reports, view) =
+            tokio::join!(join_all(running.iter().map(|o| self.report(&client, *o))), view(&client));
+        let view = match view {
+            Ok(view) => view,
+            Err(error) => {
+                tracing::info!(cluster = self.cluster, %error, "the cluster does not answer");
+                // Its pods may have got other addresses.
+                *self.client.lock().await = None;
+                None
+            }
+        };
+        (reports.into_iter().flatten().collect(), view)
+    }
+
+    async fn report(&self, client: &Client, ordinal: Ordinal) -> Option<(Ordinal, Report)> {
+        let url = self.url(&pod_name(&self.cluster, ordinal));
+        let status = client.node_status(&url).await;
+        let status = status
+            .inspect_err(|error| tracing::debug!(url, %error, "a node does not answer"))
+            .ok()?;
+        let report = Report {
+            node: (status.node_id != 0 && !status.cluster_id.is_empty())
+                .then_some((status.node_id, status.cluster_id)),
+            version: status.version,
+            lost_reason: Some(status.lost_reason).filter(|r| !r.is_empty()),
+        };
+        Some((ordinal, report))
+    }
+}
+
+/// `None`: there is no cluster yet. The leader looks anew for the plan, so its topology afterwards has
+/// every change that was confirmed before the question.
+async fn view(client: &Client) -> Result<Option<View>, PlaneError> {
+    let known = client.topology().await.map_err(failed)?;
+    if known.cluster_id.is_empty() {
+        return Ok(None);
+    }
+    let plan = match known.epoch {
+        0 => None,
+        _ => Some(client.rebalance_plan().await.map_err(failed)?),
+    };
+    let leader = known.members.iter().find(|m| m.node_id == known.meta_leader_node_id);
+    let Some(leader) = leader else {
+        return Err(PlaneError::Unavailable("the meta group has no leader".into()));
+    };
+    let seen = client.topology_of(&leader.client_url).await.map_err(failed)?;
+    let epoch = plan.as_ref().map_or(0, |p| p.epoch);
+    if seen.meta_leader_node_id != seen.node_id || seen.epoch < epoch {
+        return Err(PlaneError::Unavailable("the meta group's leader changes".into()));
+    }
+    Ok(Some(seen_as(&seen, plan.as_ref())))
+}
+
+fn seen_as(topology: &Topology, plan: Option<&RebalancePlan>) -> View {
+    let state = |m: &ringfold_client::Member| match m.state() {
+        ProtoState::Active => MemberState::Active,
+        ProtoState::Draining => MemberState::Draining,
+        ProtoState::Removed => MemberState::Removed,
+        ProtoState::Joining | ProtoState::Unspecified => MemberState::Joining,
+    };
+    let holds = |node: NodeId| {
+        let parts = topology.partition_map.iter();
+        parts
+            .filter(|p| {
+                p.replicas.iter().any(|r| r.node_id == node) || p.target_node_ids.contains(&node)
+            })
+            .count() as u32
+    };
+    let leads = |node: NodeId| {
+        topology.partition_map.iter().filter(|p| p.leader_node_id == node).count() as u32
+    };
+    let members: BTreeMap<_, _> = topology
+        .members
+        .iter()
+        .map(|m| {
+            let member = Member {
+                name: m.name.clone(),
+                zone: m.zone.clone(),
+                state: state(m),
+                reachable: m.reachable,
+                replicas: holds(m.node_id),
+                leaders: leads(m.node_id),
+            };
+            (m.node_id, member)
+        })
+        .collect();
+    let moves = plan.map(|p| p.moves.as_slice()).unwrap_or_default();
+    let is_whole = |p: &ringfold_client::Partition| {
+        let up = |r: &&ringfold_client::Replica| {
+            members.get(&r.node_id).is_some_and(|m| m.reachable && m.state != MemberState::Removed)
+        };
+        let repaired = |m: &ringfold_client::Move| {
+            m.partition == p.partition && m.reason() == MoveReason::Repair
+        };
+        p.replicas.iter().filter(up).count() >= topology.replication_factor as usize
+            && !moves.iter().any(repaired)
+    };
+    let reason = moves.iter().map(|m| m.reason()).min_by_key(|r| *r as i32);
+    let leader_moves = plan.map_or(0, |p| p.leader_moves);
+    View {
+        cluster_id: topology.cluster_id.clone(),
+        epoch: topology.epoch,
+        feature_level: topology.feature_level,
+        partitions: topology.partitions,
+        meta_leader: Some(topology.meta_leader_node_id).filter(|n| *n != 0),
+        paused: plan.is_some_and(|p| p.paused),
+        at_rest: plan.is_some_and(|p| p.at_rest),
+        moves: moves.len() as u32,
+        move_reason: reason
+            .map(|r| word(r).to_owned())
+            .or((leader_moves > 0).then(|| "Leaders".into())),
+        leader_moves,
+        under_replicated: topology.partition_map.iter().filter(|p| !is_whole(p)).count() as u32,
+        leaderless: topology.partition_map.iter().filter(|p| p.leader_node_id == 0).count() as u32,
+        waiting: plan.map(|p| p.waiting.clone()).unwrap_or_default(),
+        members,
+    }
+}
+
+fn word(reason: MoveReason) -> &'static str {
+    match reason {
+        MoveReason::Unspecified | MoveReason::Unfinished => "Unfinished",
+        MoveReason::Repair => "Repair",
+        MoveReason::Drain => "Drain",
+        MoveReason::Balance => "Balance",
+        MoveReason::Leaders => "Leaders",
+    }
+}
+
+impl DataPlane for Plane {
+    async fn bootstrap(&self, pod: &str, cluster_id: &str) -> Result<(), PlaneError> {
+        let request = BootstrapRequest {
+            cluster_id: cluster_id.to_owned(),
+            partitions: self.partitions,
+            replication_factor: self.replication_factor,
+            ..BootstrapRequest::default()
+        };
+        let client = self.connected().await?;
+        client.bootstrap(&self.url(pod), request).await.map(|_| ()).map_err(failed)
+    }
+
+    async fn drain(&self, node: NodeId) -> Result<(), PlaneError> {
+        let mut progress = self.connected().await?.drain(node);
+        match progress.next().await {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(e)) => Err(failed(e)),
+            None => Err(PlaneError::Unavailable("the answers broke off".into())),
+        }
+    }
+
+    async fn undrain(&self, node: NodeId) -> Result<(), PlaneError> {
+        self.connected().await?.undrain(node).await.map_err(failed)
+    }
+
+    async fn remove(&self, node: NodeId) -> Result<(), PlaneError> {
+        self.connected().await?.remove_member(node).await.map_err(failed)
+    }
+
+    async fn needs(&self, node: NodeId) -> Result<Vec<String>, PlaneError> {
+        let answer = self.connected().await?.safe_to_stop(node).await.map_err(failed)?;
+        match (answer.safe, answer.reasons.is_empty()) {
+            (true, _) => Ok(Vec::new()),
+            (false, true) => Ok(vec!["the cluster needs it, and does not say why".into()]),
+            (false, false) => Ok(answer.reasons),
+        }
+    }
+
+    async fn transfer_leaders(&self, pod: &str) -> Result<u32, PlaneError> {
+        let client = self.connected().await?;
+        let done = client.transfer_leaders(&self.url(pod)).await.map_err(failed)?;
+        Ok(done.remaining)
+    }
+
+    async fn pause(&self, paused: bool) -> Result<(), PlaneError> {
+        let client = self.connected().await?;
+        match paused {
+            true => client.rebalance_pause().await.map_err(failed),
+            false => client.rebalance_resume().await.map_err(failed),
+        }
+    }
+}
