@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use ringfold_client::{Client, Consistency};
 use serde::Serialize;
 
@@ -432,7 +432,7 @@ impl Bench<'_> {
 
     #[cfg(not(feature = "rocks"))]
     async fn rocks(&self, _: &Path, _: u32, _: &ImportArgs) -> anyhow::Result<f64> {
-        bail!(
+        anyhow::bail!(
             "this program was built without the feature `rocks`, which the import is compared with"
         )
     }

@@ -121,4 +121,3 @@ async fn is_ready(target: &TargetArgs) -> bool {
         && t.partition_map.len() == t.partitions as usize
         && t.partition_map.iter().all(|p| p.leader_node_id != 0)
 }
-

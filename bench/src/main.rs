@@ -8,7 +8,7 @@ use ringfold_bench::{
     all, echo,
     load::{self, AppendArgs, ImportArgs, LookupArgs, TargetArgs},
     measure::{LoadArgs, Report},
-    sync,
+    scale, sync,
 };
 
 #[global_allocator]

@@ -72,8 +72,10 @@ pub async fn run(args: &ScaleArgs, say: &dyn Fn(&str)) -> anyhow::Result<Vec<Row
     let measure = async || {
         let load = LoadArgs::new(args.in_flight, args.seconds, &[]);
         let appends = AppendArgs { streams: 1_000, bytes: 256 };
-        let both =
-            tokio::join!(load::append(&client, &load, &appends), load::lookup(&client, &load, &lookups));
+        let both = tokio::join!(
+            load::append(&client, &load, &appends),
+            load::lookup(&client, &load, &lookups)
+        );
         let (append, lookup) = (both.0, both.1?);
         for report in [&append, &lookup] {
             say(&report.to_string());
@@ -92,7 +94,9 @@ pub async fn run(args: &ScaleArgs, say: &dyn Fn(&str)) -> anyhow::Result<Vec<Row
     let mut scale = Process::start("ringfold dev scale", &mut command)?;
     let moving = measure().await?;
     if scale.try_wait()?.is_some() {
-        say("the node came to rest before the measurement was over: more --mib or fewer --seconds\n");
+        say(
+            "the node came to rest before the measurement was over: more --mib or fewer --seconds\n",
+        );
     }
     loop {
         match scale.try_wait()? {

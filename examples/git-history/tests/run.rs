@@ -1,6 +1,6 @@
 //! `git-history` as a process, against a cluster in memory.
 #![allow(clippy::unwrap_used)] // A test: clippy's own allowance does not reach its helpers.
-#[path = "../../../cli/tests/commands/fake.rs"]
+#[path = "../../../cli/tests/commands/fake/mod.rs"]
 mod fake;
 
 use fake::Fake;

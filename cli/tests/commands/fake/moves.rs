@@ -71,6 +71,14 @@ impl Moves {
         }
     }
 
+    /// All but the last one, which stays. At once: a watch that nobody reads any more must not take
+    /// what is planned for the next one.
+    pub(super) fn all_plans(&self) -> (Vec<RebalancePlanResponse>, RebalancePlanResponse) {
+        let waiting = self.0.lock().unwrap().plans.len().saturating_sub(1);
+        let plans = (0..waiting).map(|_| self.next_plan()).collect();
+        (plans, self.next_plan())
+    }
+
     pub(super) fn drain(&self, node_id: u64) -> Vec<Result<DrainProgress, Status>> {
         self.note(format!("drain {node_id}"));
         let mut planned = self.0.lock().unwrap();
