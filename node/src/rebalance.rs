@@ -13,7 +13,7 @@ use crate::partition::apply::MetaOutcome;
 use crate::peer::control::{ControlError, PeerClient, refusal};
 use crate::peer::frame::Kind;
 use crate::raft::driver::{GroupFacts, Input};
-use crate::raft::handle::{ProposeError, Request, Role};
+use crate::raft::handle::{ProposeError, Request};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream;
@@ -109,12 +109,8 @@ impl Cluster {
     ) -> Result<(), Refusal> {
         self.led(group, planned_on).await?;
         let _ = (self.raft.sender)(Request::Transfer { group, to }, None);
-        let lead = || {
-            let view = self.raft.replica(group);
-            view.is_some_and(|v| v.status.read().role == Role::Leader)
-        };
         let until = tokio::time::Instant::now() + STEP_TIMEOUT;
-        while lead() {
+        while self.raft.leads(group) {
             if tokio::time::Instant::now() >= until {
                 return Err(refusal(STEP_FAILED, "the leadership has not moved in time"));
             }
@@ -197,8 +193,7 @@ impl ClusterHost {
 #[tonic::async_trait]
 impl Host for ClusterHost {
     fn leads(&self) -> bool {
-        let view = self.cluster.raft.replica(GroupId::META);
-        view.is_some_and(|v| v.status.read().role == Role::Leader)
+        self.cluster.raft.leads(GroupId::META)
     }
 
     fn state(&self) -> Arc<MetaState> {

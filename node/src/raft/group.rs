@@ -9,7 +9,7 @@ use crate::raft::driver::{
 use crate::raft::handle::{ProposeError, ProposeResult, ReadError, ReplicaView, Role, Status};
 use crate::raft::lease::Lease;
 use crate::raft::log::{LogOp, RaftLog, ReplicaRecord, Vote};
-use crate::raft::membership::Membership;
+use crate::raft::membership::{CATCH_UP_LAG_MAX, Membership};
 use crate::raft::store::GroupStore;
 use bytes::Bytes;
 use prost_raft::Message as _;
@@ -71,9 +71,6 @@ const TRANSFER_LAG_MAX: u64 = 1_000;
 const MESSAGE_BYTES_MAX: u64 = 512 << 10;
 const MESSAGES_IN_FLIGHT_MAX: usize = 64;
 
-/// Committed entries that a learner may lack when it becomes a voter: under steady writes it
-/// always lacks those on their way.
-const CATCH_UP_LAG_MAX: u64 = 64;
 const OWN_REMOVAL: &str = "a leader does not remove itself: move its leadership first";
 
 pub(super) struct Group {
