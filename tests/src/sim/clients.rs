@@ -1,6 +1,5 @@
 //! Clients outside the cluster: each does one thing after the other, sends it again where it is not
 //! known what came of it, and writes down what it saw.
-use super::node::Node;
 use super::world::{Event, World};
 use crate::history::{
     self, Append, AppendOutcome, Consistency, Expected, Lookup, LookupOutcome, Read, SeenEvent,
@@ -16,7 +15,9 @@ use ringfold_node::ids::{GroupId, NodeId};
 use ringfold_node::partition::Reader;
 use ringfold_node::partition::apply::{CommandOutcome, Refusal};
 use ringfold_node::raft::driver::Input;
-use ringfold_node::raft::handle::{ProposeError, ProposeResult, ReadError, Request, Role};
+use ringfold_node::raft::handle::{
+    ProposeError, ProposeResult, ReadError, ReplicaView, Request, Role,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -68,6 +69,9 @@ enum What {
 /// A call that a node works on.
 pub struct Waiting {
     call: Call,
+    /// The replica that was there when the call came, as in the product: should another take its
+    /// place meanwhile, what is read of this one is an error.
+    view: Arc<ReplicaView>,
     stage: Stage,
 }
 
@@ -353,9 +357,9 @@ impl World {
         let Some(running) = &self.nodes[n].running else {
             return self.answer(n, &call, Answer::Unknown("connection refused".into()));
         };
-        if !running.views.contains_key(&call.group) {
+        let Some(view) = running.views.get(&call.group).cloned() else {
             return self.answer(n, &call, Answer::NotLeader(None));
-        }
+        };
         let stage = match &call.ask {
             Ask::Append { commands, after_position } => {
                 let (reply, receiver) = oneshot::channel();
@@ -370,7 +374,7 @@ impl World {
             }
             Ask::Read { .. } => Stage::Position,
         };
-        self.wait(n, Waiting { call, stage });
+        self.wait(n, Waiting { call, view, stage });
         self.poll_calls(n);
     }
 
@@ -414,39 +418,35 @@ impl World {
                 }
                 other => self.answer(n, &w.call, Answer::Unknown(format!("{other:?}"))),
             },
-            Stage::Position => self.begin_read(n, w.call),
+            Stage::Position => self.begin_read(n, w),
             Stage::LeaseRead | Stage::LeaseDone(_) | Stage::Read => self.read_later(n, w),
         }
     }
 
-    fn begin_read(&mut self, n: usize, call: Call) {
-        let Ask::Read { consistency, min_position, .. } = call.ask else { return };
-        let Some(view) = self.nodes[n].view(call.group) else { return };
-        if view.applied.borrow().position < min_position {
-            return self.wait(n, Waiting { call, stage: Stage::Position });
+    fn begin_read(&mut self, n: usize, w: Waiting) {
+        let Ask::Read { consistency, min_position, .. } = w.call.ask else { return };
+        if w.view.applied.borrow().position < min_position {
+            return self.wait(n, w);
         }
         match consistency {
-            Consistency::Stale if view.status.read().role == Role::Closed => {}
-            Consistency::Stale => self.read_later(n, Waiting { call, stage: Stage::Read }),
-            Consistency::Lease if self.lease_is_valid(n, call.group) => {
-                self.read_later(n, Waiting { call, stage: Stage::LeaseRead });
+            Consistency::Stale if w.view.status.read().role == Role::Closed => {}
+            Consistency::Stale => self.read_later(n, Waiting { stage: Stage::Read, ..w }),
+            Consistency::Lease if self.lease_is_valid(n, &w.view) => {
+                self.read_later(n, Waiting { stage: Stage::LeaseRead, ..w });
             }
-            _ => self.confirm(n, call),
+            _ => self.confirm(n, w),
         }
     }
 
-    fn lease_is_valid(&self, n: usize, group: GroupId) -> bool {
-        let node: &Node = &self.nodes[n];
-        node.view(group).is_some_and(|v| {
-            node.clock.boot_ns(self.now_ns) < v.lease_until_ns.load(Ordering::Acquire)
-        })
+    fn lease_is_valid(&self, n: usize, view: &ReplicaView) -> bool {
+        self.nodes[n].clock.boot_ns(self.now_ns) < view.lease_until_ns.load(Ordering::Acquire)
     }
 
-    fn confirm(&mut self, n: usize, call: Call) {
+    fn confirm(&mut self, n: usize, w: Waiting) {
         let (reply, receiver) = oneshot::channel();
-        let request = Request::ReadIndex { group: call.group, reply };
+        let request = Request::ReadIndex { group: w.call.group, reply };
         self.input(n, Input::Request(request));
-        self.wait(n, Waiting { call, stage: Stage::Confirm(receiver) });
+        self.wait(n, Waiting { stage: Stage::Confirm(receiver), ..w });
     }
 
     fn read_later(&mut self, n: usize, waiting: Waiting) {
@@ -457,23 +457,22 @@ impl World {
 
     /// The read itself, on a read thread.
     pub fn reads(&mut self, n: usize, w: Waiting) {
-        let Some(view) = self.nodes[n].view(w.call.group) else { return };
         let Ask::Read { stream, what, .. } = &w.call.ask else { return };
-        let read = |reader: &Reader| look(reader, stream, what);
+        let read = || look(&w.view.reader, stream, what);
         match w.stage {
             Stage::Read => {
-                let answer = read(&view.reader);
+                let answer = read();
                 self.answer(n, &w.call, answer);
             }
             Stage::LeaseRead => {
-                let answer = read(&view.reader);
+                let answer = read();
                 self.read_later(n, Waiting { stage: Stage::LeaseDone(answer), ..w });
             }
-            Stage::LeaseDone(answer) if self.lease_is_valid(n, w.call.group) => {
+            Stage::LeaseDone(answer) if self.lease_is_valid(n, &w.view) => {
                 self.report.lease_reads += 1;
                 self.answer(n, &w.call, answer);
             }
-            Stage::LeaseDone(_) => self.confirm(n, w.call),
+            Stage::LeaseDone(_) => self.confirm(n, w),
             Stage::Proposed(_) | Stage::Position | Stage::Confirm(_) => {}
         }
     }
