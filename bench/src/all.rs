@@ -2,7 +2,6 @@
 use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -10,7 +9,7 @@ use ringfold_client::{Client, Consistency};
 use serde::Serialize;
 
 use crate::{
-    cluster::{Dev, Process},
+    cluster::{self, Dev, Process},
     echo,
     load::{self, AppendArgs, ImportArgs, LookupArgs, TargetArgs},
     measure::{LoadArgs, Report},
@@ -50,9 +49,6 @@ pub struct AllArgs {
     #[arg(long)]
     pub ringfold: Option<PathBuf>,
 }
-
-/// Between setting a load up and measuring it.
-const REST: Duration = Duration::from_secs(10);
 
 /// A figure may not be lower, or not be higher.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -153,12 +149,9 @@ struct Bench<'a> {
 /// # Errors
 /// A process does not start, or the cluster does not become ready within a minute.
 pub async fn run(args: &AllArgs, say: &dyn Fn(&str)) -> anyhow::Result<Vec<Row>> {
-    let own = std::env::current_exe().context("cannot find this program")?;
-    let ringfold = args.ringfold.clone().unwrap_or_else(|| own.with_file_name("ringfold"));
-    let dir = tempfile::Builder::new()
-        .prefix("ringfold-bench-")
-        .tempdir_in(&args.dir)
-        .with_context(|| format!("cannot write into {}", args.dir.display()))?;
+    let own = cluster::own_program()?;
+    let ringfold = cluster::ringfold(args.ringfold.as_deref())?;
+    let dir = cluster::scratch(&args.dir)?;
     let echo_listen = format!("127.0.0.1:{}", args.port - 1);
     let mut echo = Process::start(
         "the echo server",
@@ -227,16 +220,11 @@ impl Bench<'_> {
         Ok(self.target.connect(in_flight).await?)
     }
 
-    /// Lets the databases flush and compact what a load was set up with.
-    async fn rest(&self) {
-        tokio::time::sleep(REST).await;
-    }
-
     async fn lookups(&mut self) -> anyhow::Result<()> {
         let client = self.connect(1_000).await?;
         let levels = [Consistency::Lease, Consistency::Stale, Consistency::Linearizable];
         load::setup_lookup(&client, &self.lookup_args(self.args.streams, levels[0])).await?;
-        self.rest().await;
+        cluster::rest().await;
         let mut echo = Vec::new();
         let mut lookups: [Vec<Report>; 3] = Default::default();
         for _ in 0..self.args.rounds {
@@ -446,7 +434,7 @@ impl Bench<'_> {
         let few = self.lookup_args(self.args.streams, level);
         let many = self.lookup_args(self.args.many_streams, level);
         load::setup_lookup(&client, &many).await?;
-        self.rest().await;
+        cluster::rest().await;
         let (mut base, mut measured) = (Vec::new(), Vec::new());
         for _ in 0..self.args.rounds {
             let report = load::lookup(&client, &self.load(64), &few).await?;

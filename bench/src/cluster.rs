@@ -1,13 +1,49 @@
 //! Processes that a comparison starts, and ends with itself.
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
+use tempfile::TempDir;
 
 use crate::{cpu, load::TargetArgs};
+
+/// Between setting a load up and measuring it: databases flush and compact what came in.
+const REST: Duration = Duration::from_secs(10);
+
+/// Lets the databases rest after a load was set up.
+pub async fn rest() {
+    tokio::time::sleep(REST).await;
+}
+
+/// A folder below `dir` that ends with this value.
+///
+/// # Errors
+/// Nothing can be written there.
+pub fn scratch(dir: &Path) -> anyhow::Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix("ringfold-bench-")
+        .tempdir_in(dir)
+        .with_context(|| format!("cannot write into {}", dir.display()))
+}
+
+/// This program.
+///
+/// # Errors
+/// The system does not say where it is.
+pub fn own_program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("cannot find this program")
+}
+
+/// The `ringfold` that was given, or the one beside this program.
+///
+/// # Errors
+/// The system does not say where this program is.
+pub fn ringfold(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    given.map_or_else(|| Ok(own_program()?.with_file_name("ringfold")), |path| Ok(path.into()))
+}
 
 /// A process that ends with this value.
 pub struct Process {

@@ -1,5 +1,5 @@
 //! `ringfold-bench`: see `ringfold-bench --help` and docs/performance.md.
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{fmt::Display, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
 #[cfg(feature = "layers")]
@@ -10,6 +10,7 @@ use ringfold_bench::{
     measure::{LoadArgs, Report},
     scale, sync,
 };
+use serde::Serialize;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -155,11 +156,16 @@ fn main() -> ExitCode {
 
 /// A load with errors exits with 1, so that a script notices.
 fn print(output: Output, report: &Report) -> anyhow::Result<ExitCode> {
+    show(output, report)?;
+    Ok(if report.errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn show(output: Output, report: &(impl Display + Serialize)) -> anyhow::Result<()> {
     match output {
         Output::Human => anstream::print!("{report}"),
         Output::Json => anstream::println!("{}", serde_json::to_string(report)?),
     }
-    Ok(if report.errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(())
 }
 
 fn say(line: &str) {
@@ -208,11 +214,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Run::Apply { dir, args } => layers::apply::run(&dir, &args).await?,
         #[cfg(feature = "layers")]
         Run::Transfer { dir, args: transfer } => {
-            let report = layers::transfer::run(&dir, &transfer).await?;
-            match args.output {
-                Output::Human => anstream::print!("{report}"),
-                Output::Json => anstream::println!("{}", serde_json::to_string(&report)?),
-            }
+            show(args.output, &layers::transfer::run(&dir, &transfer).await?)?;
             return Ok(ExitCode::SUCCESS);
         }
         Run::Sync { dir, seconds } => sync::run(&dir, seconds).await?,

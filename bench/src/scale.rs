@@ -5,18 +5,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use ringfold_client::{Client, Consistency};
 
 use crate::{
     all::{Goal, Row},
-    cluster::{Dev, Process},
+    cluster::{self, Dev, Process},
     load::{self, AppendArgs, ImportArgs, LookupArgs},
     measure::{LoadArgs, Report},
 };
 
-/// Between loading the data and measuring.
-const REST: Duration = Duration::from_secs(10);
 /// For the new node to come to rest.
 const SCALED_WITHIN: Duration = Duration::from_secs(600);
 
@@ -50,12 +48,8 @@ pub struct ScaleArgs {
 /// # Errors
 /// A process does not start, a call fails, or the new node does not come to rest in ten minutes.
 pub async fn run(args: &ScaleArgs, say: &dyn Fn(&str)) -> anyhow::Result<Vec<Row>> {
-    let own = std::env::current_exe().context("cannot find this program")?;
-    let ringfold = args.ringfold.clone().unwrap_or_else(|| own.with_file_name("ringfold"));
-    let dir = tempfile::Builder::new()
-        .prefix("ringfold-bench-")
-        .tempdir_in(&args.dir)
-        .with_context(|| format!("cannot write into {}", args.dir.display()))?;
+    let ringfold = cluster::ringfold(args.ringfold.as_deref())?;
+    let dir = cluster::scratch(&args.dir)?;
     let mut dev = Dev::start(&ringfold, args.port, args.partitions, &dir.path().join("nodes"))?;
     dev.ready(&mut []).await?;
     let client = dev.target.connect(1_000).await?;
@@ -67,7 +61,7 @@ pub async fn run(args: &ScaleArgs, say: &dyn Fn(&str)) -> anyhow::Result<Vec<Row
         no_setup: true,
     };
     load::setup_lookup(&client, &lookups).await?;
-    tokio::time::sleep(REST).await;
+    cluster::rest().await;
 
     let measure = async || {
         let load = LoadArgs::new(args.in_flight, args.seconds, &[]);

@@ -3,6 +3,7 @@ use crate::Global;
 use crate::connect::{connect, members_of};
 use crate::error::{CliError, Exit};
 use crate::output::{Format, Out, Record, say};
+use crate::rebalance::named;
 use crate::rebalance::progress::Progress;
 use futures::StreamExt;
 use ringfold_client::{Client, DrainProgress, Member, MemberState, Topology};
@@ -78,10 +79,17 @@ fn find(topology: &Topology, node: &str) -> Result<(u64, String), CliError> {
     }
 }
 
-/// Each reason on a line of its own, for a person.
-pub fn list_reasons(mut error: CliError, format: Format) -> CliError {
+/// Nodes by name, and each reason why a drain is refused on a line of its own, for a person.
+pub fn list_reasons(
+    mut error: CliError,
+    format: Format,
+    names: &BTreeMap<u64, String>,
+) -> CliError {
+    if format != Format::Table {
+        return error;
+    }
+    error.message = named(&error.message, names);
     if error.reason == "DRAIN_IMPOSSIBLE"
-        && format == Format::Table
         && let Some((what, reasons)) = error.message.split_once(": ")
     {
         error.message = format!("{what}:\n  - {}", reasons.replace("; ", "\n  - "));
@@ -106,11 +114,13 @@ fn show(global: &Global, record: &MemberRecord<'_>) -> Result<u8, CliError> {
 pub async fn drain(args: Args, global: &Global) -> Result<u8, CliError> {
     let (client, topology, node_id, name) = found(&args, global).await?;
     let mut out = Out::new(global.output);
-    let mut progress = Progress::new(names(&topology));
+    let names = names(&topology);
+    let mut progress = Progress::new(names.clone());
     let mut drain = client.drain(node_id);
     let mut last = None;
     while let Some(message) = drain.next().await {
-        let message = message.map_err(|e| list_reasons(CliError::from(e), global.output))?;
+        let message =
+            message.map_err(|e| list_reasons(CliError::from(e), global.output, &names))?;
         progress.take(&message.moves, &message.waiting);
         if last.is_none() && !message.done {
             progress.say(format_args!(
@@ -150,9 +160,9 @@ pub async fn undrain(args: Args, global: &Global) -> Result<u8, CliError> {
 }
 
 pub async fn remove(args: Args, global: &Global) -> Result<u8, CliError> {
-    let (client, _, node_id, name) = found(&args, global).await?;
+    let (client, topology, node_id, name) = found(&args, global).await?;
     client.remove_member(node_id).await.map_err(|e| {
-        let mut error = CliError::from(e);
+        let mut error = list_reasons(CliError::from(e), global.output, &names(&topology));
         if error.reason == "MEMBER_REFUSED" {
             error.action = Some(format!("`ringfold drain {name}` first, then remove it"));
         }
@@ -211,8 +221,9 @@ mod tests {
             error.reason = "DRAIN_IMPOSSIBLE".into();
             error
         };
-        let listed = list_reasons(refused(), Format::Table).message;
-        assert_eq!(listed, "node 2 cannot be drained:\n  - no room\n  - too few: 2");
-        assert_eq!(list_reasons(refused(), Format::Json).message, refused().message);
+        let names = BTreeMap::from([(2, "b".to_string())]);
+        let listed = list_reasons(refused(), Format::Table, &names).message;
+        assert_eq!(listed, "b cannot be drained:\n  - no room\n  - too few: 2");
+        assert_eq!(list_reasons(refused(), Format::Json, &names).message, refused().message);
     }
 }

@@ -7,7 +7,7 @@ use crate::error::CliError;
 use crate::members::names;
 use crate::output::{Format, Out, Record, bytes, say};
 use futures::StreamExt;
-use progress::Progress;
+use progress::{Progress, or_one};
 use ringfold_client::{Move, MoveReason, RebalancePlan};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -96,6 +96,27 @@ fn node_name(names: &BTreeMap<u64, String>, node_id: Option<u64>) -> String {
     }
 }
 
+/// A text of the cluster, which has ids of nodes, for a person, who knows their names.
+pub fn named(text: &str, names: &BTreeMap<u64, String>) -> String {
+    let mut named = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("node ") {
+        let (before, after) = rest.split_at(at);
+        let number = after.get(5..).unwrap_or_default();
+        let digits = number.bytes().take_while(u8::is_ascii_digit).count();
+        let name = number.get(..digits).and_then(|n| n.parse().ok()).and_then(|id| names.get(&id));
+        let is_word = !before.ends_with(char::is_alphanumeric);
+        let (new, taken) = match name {
+            Some(name) if is_word => (name.as_str(), 5 + digits),
+            _ => ("node ", 5),
+        };
+        named.push_str(before);
+        named.push_str(new);
+        rest = after.get(taken..).unwrap_or_default();
+    }
+    named + rest
+}
+
 fn known(node_id: u64) -> Option<u64> {
     (node_id != 0).then_some(node_id)
 }
@@ -165,9 +186,9 @@ pub fn summary(plan: &RebalancePlan) -> String {
 }
 
 /// What waits, a line each, no more than a person reads.
-pub fn waiting(plan: &RebalancePlan) -> Vec<String> {
-    let mut lines: Vec<String> =
-        plan.waiting.iter().take(WAITING_SHOWN).map(|w| format!("waits: {w}")).collect();
+fn waiting(plan: &RebalancePlan, names: &BTreeMap<u64, String>) -> Vec<String> {
+    let line = |w: &String| format!("waits: {}", named(w, names));
+    let mut lines: Vec<String> = plan.waiting.iter().take(WAITING_SHOWN).map(line).collect();
     if plan.waiting.len() > WAITING_SHOWN {
         lines.push(format!("and {} more that wait", plan.waiting.len() - WAITING_SHOWN));
     }
@@ -199,7 +220,7 @@ async fn plan(global: &Global) -> Result<u8, CliError> {
             }
             out.flush()?;
             out.text(&format_args!("{}\n", summary(&plan)))?;
-            for line in waiting(&plan) {
+            for line in waiting(&plan, &names) {
                 out.text(&format_args!("{line}\n"))?;
             }
             out.flush()?;
@@ -230,16 +251,21 @@ async fn pause(global: &Global, paused: bool) -> Result<u8, CliError> {
 
 async fn watch(global: &Global) -> Result<u8, CliError> {
     let client = connect(global).await?;
-    let names = names(&members_of(&client, global).await?);
+    let members = names(&members_of(&client, global).await?);
     let mut out = Out::new(global.output);
     let mut plans = client.rebalance_watch();
-    let mut progress = Progress::new(names.clone());
+    let mut progress = Progress::new(members.clone());
     let mut was_paused = false;
     while let Some(plan) = plans.next().await {
         let plan = plan?;
-        progress.take(&plan.moves, &plan.waiting);
+        if progress.misses_names(&plan.moves)
+            && let Ok(topology) = client.topology().await
+        {
+            progress.rename(names(&topology));
+        }
+        progress.take(&plan.moves, or_one(&plan.waiting, &summary(&plan)));
         if global.output == Format::Json {
-            show(&mut out, &plan, &names)?;
+            show(&mut out, &plan, &members)?;
         }
         if plan.at_rest {
             break;
@@ -296,10 +322,24 @@ mod tests {
     }
 
     #[test]
+    fn a_person_reads_names_in_place_of_ids() {
+        let names = BTreeMap::from([(5, "node-3".to_string()), (14, "b".to_string())]);
+        for (told, read) in [
+            ("node 5 has 2: node 14, node 5", "node-3 has 2: b, node-3"),
+            ("replica 7 on node 5", "replica 7 on node-3"),
+            ("node 6, node 51, anode 5, node x, node ", "node 6, node 51, anode 5, node x, node "),
+            ("ä node 5ä", "ä node-3ä"),
+            ("", ""),
+        ] {
+            assert_eq!(named(told, &names), read);
+        }
+    }
+
+    #[test]
     fn a_person_sees_the_first_lines_of_what_waits() {
         let waiting_lines = (0..30).map(|i| i.to_string()).collect();
         let plan = RebalancePlan { waiting: waiting_lines, ..RebalancePlan::default() };
-        let lines = waiting(&plan);
+        let lines = waiting(&plan, &BTreeMap::new());
         assert_eq!((lines.len(), lines[10].as_str()), (11, "and 20 more that wait"));
     }
 }

@@ -236,8 +236,7 @@ impl ClusterHost {
 #[tonic::async_trait]
 impl Host for ClusterHost {
     fn leads(&self) -> bool {
-        let view = self.cluster.raft.replica(GroupId::META);
-        view.is_some_and(|v| v.status.read().role == Role::Leader)
+        self.cluster.raft.leads(GroupId::META)
     }
 
     async fn confirmed_term(&self) -> Option<u64> {

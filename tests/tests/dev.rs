@@ -272,6 +272,21 @@ fn node_names(count: u32) -> [Vec<String>; 3] {
     [names.clone(), names.clone(), names]
 }
 
+/// Waits until gossip hears of each node.
+async fn all_gossip(dev: &Dev, count: usize) {
+    eventually("all nodes gossip", RUN_MAX, || async {
+        let out = cli(dev, &["status", "-o", "json"]).await;
+        let told = text(&out);
+        let live = String::from_utf8_lossy(&out.stdout)
+            .lines()
+            .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok())
+            .filter(|l| l["kind"] == "node" && l["gossip"] == "live")
+            .count();
+        if live == count { Ok(()) } else { Err(told) }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn dev_is_scaled_up_and_down_and_goes_on_with_the_nodes_that_remain() {
     let _turn = Turn::take().await;
@@ -297,6 +312,7 @@ async fn dev_is_scaled_up_and_down_and_goes_on_with_the_nodes_that_remain() {
     assert!(out.status.success(), "{}", text(&out));
     assert_eq!(nodes(&dev).await, node_names(5));
     assert_eq!(customers(&dev).await, expected);
+    all_gossip(&dev, 5).await;
 
     // Too few for three replicas: nothing changes.
     let out = cli(&dev, &["dev", "scale", "2"]).await;

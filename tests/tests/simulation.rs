@@ -2,68 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // tests
 use ringfold_tests::checker;
 use ringfold_tests::cluster::factor;
-use ringfold_tests::sim::{Failure, Kind, Options, Planted, Report, run};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-const THREADS: u64 = 2;
-
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|v| v.parse().ok())
-}
+use ringfold_tests::sim::{Failure, Kind, Options, Planted, Report, run, run_seeds, setting};
 
 /// Nodes of a run that a person asks for.
 fn nodes() -> usize {
     setting("RINGFOLD_SIM_NODES").unwrap_or(3) as usize
-}
-
-/// Runs seeds on two threads until one fails; the totals, or the failure of the least seed among
-/// those that had begun.
-fn run_seeds(seeds: std::ops::Range<u64>, options: Options) -> Result<Report, Box<Failure>> {
-    let (next, stop) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
-    let total = Mutex::new((Report::default(), None::<Box<Failure>>));
-    let began = std::time::Instant::now();
-    std::thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end {
-                        return;
-                    }
-                    let outcome = run(seed, options);
-                    let mut total = total.lock().unwrap();
-                    match outcome {
-                        Ok(r) => add(&mut total.0, &r),
-                        Err(f) => {
-                            stop.store(true, Ordering::Relaxed);
-                            if total.1.as_ref().is_none_or(|known| f.seed < known.seed) {
-                                total.1 = Some(f);
-                            }
-                        }
-                    }
-                    let done = seed - seeds.start + 1;
-                    if done.is_multiple_of(500) {
-                        eprintln!("{done} seeds after {:.0?}: {:?}", began.elapsed(), total.0);
-                    }
-                }
-            });
-        }
-    });
-    match total.into_inner().unwrap() {
-        (_, Some(failure)) => Err(failure),
-        (report, None) => Ok(report),
-    }
-}
-
-fn add(total: &mut Report, r: &Report) {
-    total.events += r.events;
-    total.acknowledged += r.acknowledged;
-    total.lease_reads += r.lease_reads;
-    total.crashes += r.crashes;
-    total.checkpoints += r.checkpoints;
-    total.membership_changes += r.membership_changes;
-    total.elections += r.elections;
 }
 
 fn hold(seeds: std::ops::Range<u64>, options: Options) -> Report {

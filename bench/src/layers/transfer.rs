@@ -28,6 +28,8 @@ use ringfold_proto::internal::{self, Hello, HelloAnswer, Join, JoinAnswer, Refus
 use serde::Serialize;
 use tokio::sync::Notify;
 
+use crate::cluster;
+
 /// As large as those of a node's database.
 const FILE_BYTES: u64 = 32 << 20;
 /// What both sides read and write at once.
@@ -67,10 +69,7 @@ impl std::fmt::Display for TransferReport {
 /// # Errors
 /// The disk or the loopback fails, or the receiver does not take the checkpoint.
 pub async fn run(dir: &Path, args: &TransferArgs) -> anyhow::Result<TransferReport> {
-    let scratch = tempfile::Builder::new()
-        .prefix("transfer-")
-        .tempdir_in(dir)
-        .with_context(|| format!("cannot write into {}", dir.display()))?;
+    let scratch = cluster::scratch(dir)?;
     let source = scratch.path().join("source");
     let bytes = args.mib << 20;
     let files = make_files(&source, bytes).context("cannot make the files")?;

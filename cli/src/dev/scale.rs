@@ -10,7 +10,7 @@ use crate::connect::{connect, members_of};
 use crate::error::{CliError, Exit};
 use crate::members::{list_reasons, names};
 use crate::output::{Out, Record, say};
-use crate::rebalance::progress::Progress;
+use crate::rebalance::progress::{Progress, or_one};
 use decide::{Change, decide, first_port, left_on, not_at_rest, not_joined};
 use futures::StreamExt;
 use ringfold_client::{Client, ClientError, RebalancePlan, Topology};
@@ -146,7 +146,7 @@ impl Scale<'_> {
             };
             let first = self.client.drain(member.node_id).next().await;
             if let Some(Err(e)) = first {
-                let error = list_reasons(CliError::from(e), self.global.output);
+                let error = list_reasons(CliError::from(e), self.global.output, &names(topology));
                 self.restore(&begun, &undrained).await?;
                 return Err(
                     error.context(format_args!("nothing was changed: {}", node_name(number)))
@@ -186,11 +186,14 @@ impl Scale<'_> {
                 Ok((topology, plan)) => {
                     let progress =
                         self.progress.get_or_insert_with(|| Progress::new(names(&topology)));
-                    progress.take(&plan.moves, &plan.waiting);
-                    match missing(&topology, &plan) {
-                        None => return Ok(topology),
-                        Some(missing) => why = missing,
-                    }
+                    // Of those that have joined meanwhile as well.
+                    progress.rename(names(&topology));
+                    let Some(missing) = missing(&topology, &plan) else {
+                        progress.take(&plan.moves, &plan.waiting);
+                        return Ok(topology);
+                    };
+                    progress.take(&plan.moves, or_one(&plan.waiting, &missing));
+                    why = missing;
                     if plan.paused {
                         return Err(CliError::new(
                             Exit::Refused,

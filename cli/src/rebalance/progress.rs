@@ -1,5 +1,5 @@
 //! Progress bars of moves: one in all, one for each partition that is being copied.
-use super::node_name;
+use super::{named, node_name};
 use crate::output::{bar, bytes, say};
 use indicatif::{MultiProgress, ProgressBar};
 use ringfold_client::Move;
@@ -10,9 +10,14 @@ use std::time::{Duration, Instant};
 /// Bars of single partitions; a terminal has some thirty lines.
 const BARS_MAX: usize = 12;
 
+/// What a move counts beside its bytes: a change of the membership takes about as long as copying so
+/// many, and one of an empty partition has none.
+const WEIGHT_BYTES: u64 = 1 << 20;
+
 type Key = (u32, u64, u64);
 
 /// What the moves of all plans so far amount to. A move that a plan does not have any more is done.
+/// What is only taken away (the last of a move is that of the old replica's data) is none.
 #[derive(Default)]
 pub struct Tally {
     open: BTreeMap<Key, Move>,
@@ -26,7 +31,8 @@ fn key(m: &Move) -> Key {
 
 impl Tally {
     pub fn take(&mut self, moves: &[Move]) {
-        let now: BTreeMap<Key, Move> = moves.iter().map(|m| (key(m), m.clone())).collect();
+        let copies = moves.iter().filter(|m| m.to_node_id != 0);
+        let now: BTreeMap<Key, Move> = copies.map(|m| (key(m), m.clone())).collect();
         for (key, m) in &self.open {
             if !now.contains_key(key) {
                 self.moves_done += 1;
@@ -50,9 +56,23 @@ impl Tally {
         (self.bytes_done + done, self.bytes_done + all)
     }
 
+    /// Of the total bar: position and length.
+    fn weighed(&self) -> (u64, u64) {
+        let ((moves, moves_all), (done, all)) = (self.moves(), self.bytes());
+        (done + moves * WEIGHT_BYTES, all + moves_all * WEIGHT_BYTES)
+    }
+
     /// Copies that have begun, the rest being a matter of moments.
     fn shown(&self) -> impl Iterator<Item = (&Key, &Move)> {
         self.open.iter().filter(|(_, m)| m.bytes > 0 && m.bytes_done > 0).take(BARS_MAX)
+    }
+}
+
+/// What waits, or this where nothing says that it does.
+pub fn or_one<'a>(waiting: &'a [String], other: &'a String) -> &'a [String] {
+    match waiting {
+        [] => std::slice::from_ref(other),
+        waiting => waiting,
     }
 }
 
@@ -62,6 +82,8 @@ pub struct Progress {
     tally: Tally,
     bars: MultiProgress,
     total: ProgressBar,
+    /// What waits, where nothing is being copied; below the total.
+    waits: ProgressBar,
     of_move: BTreeMap<Key, ProgressBar>,
     started: Instant,
 }
@@ -69,31 +91,50 @@ pub struct Progress {
 impl Progress {
     pub fn new(names: BTreeMap<u64, String>) -> Self {
         let bars = MultiProgress::with_draw_target(crate::output::draw_target());
-        let total = bars.add(bar("{bar:30} {percent:>3} %  {msg}  {eta} left"));
+        let total = bars.add(bar("{bar:30} {percent:>3} %  {wide_msg}"));
+        total.set_length(1);
         total.set_message("looking at the cluster");
         total.enable_steady_tick(Duration::from_millis(200));
+        let waits = bars.add(bar("{wide_msg}"));
         Self {
             names,
             tally: Tally::default(),
             bars,
             total,
+            waits,
             of_move: BTreeMap::new(),
             started: Instant::now(),
         }
     }
 
+    /// Whether nodes have joined that it has no name of.
+    pub fn misses_names(&self, moves: &[Move]) -> bool {
+        let nodes = moves.iter().flat_map(|m| [m.from_node_id, m.to_node_id]);
+        nodes.into_iter().any(|id| id != 0 && !self.names.contains_key(&id))
+    }
+
+    pub fn rename(&mut self, names: BTreeMap<u64, String>) {
+        self.names = names;
+    }
+
     pub fn take(&mut self, moves: &[Move], waiting: &[String]) {
         self.tally.take(moves);
         let ((moves, moves_all), (done, all)) = (self.tally.moves(), self.tally.bytes());
-        // A move counts for itself as well: one of an empty partition has no bytes.
-        self.total.set_length(all + moves_all);
-        self.total.set_position(done + moves);
-        let waits = waiting.first().map(|w| format!("  waits: {w}")).unwrap_or_default();
-        self.total.set_message(format!(
-            "{moves} of {moves_all} moves, {} of {}{waits}",
-            bytes(done),
-            bytes(all)
-        ));
+        if moves_all > 0 {
+            let (position, length) = self.tally.weighed();
+            self.total.set_length(length);
+            self.total.set_position(position);
+            let left = match self.total.eta() {
+                // Nothing to reckon from, or copied and to be handed over.
+                _ if done == 0 || done == all => String::new(),
+                left => format!(", {}s left", left.as_secs() + 1),
+            };
+            self.total.set_message(format!(
+                "{moves} of {moves_all} moves, {} of {}{left}",
+                bytes(done),
+                bytes(all)
+            ));
+        }
         let shown: BTreeMap<Key, Move> = self.tally.shown().map(|(k, m)| (*k, m.clone())).collect();
         self.of_move.retain(|key, bar| {
             let keep = shown.contains_key(key);
@@ -103,10 +144,14 @@ impl Progress {
             }
             keep
         });
+        self.waits.set_message(match waiting.first() {
+            Some(first) if shown.is_empty() => format!("waits: {}", named(first, &self.names)),
+            _ => String::new(),
+        });
         for (key, m) in shown {
             let name = |id: u64| node_name(&self.names, (id != 0).then_some(id));
             let bar = self.of_move.entry(key).or_insert_with(|| {
-                let bar = bar("  {bar:28} {percent:>3} %  {msg}");
+                let bar = bar("  {bar:28} {percent:>3} %  {wide_msg}");
                 self.bars.insert_before(&self.total, bar)
             });
             bar.set_length(m.bytes);
@@ -131,12 +176,14 @@ impl Progress {
     pub fn finish(self) -> String {
         let _ = self.bars.clear();
         self.total.finish_and_clear();
+        self.waits.finish_and_clear();
         let ((moves, _), (done, _)) = (self.tally.moves(), self.tally.bytes());
         if moves == 0 {
             return String::new();
         }
         let seconds = self.started.elapsed().as_secs_f64();
-        format!(" after {moves} moves of {} in {seconds:.1} s", bytes(done))
+        let moves = if moves == 1 { "1 move".into() } else { format!("{moves} moves") };
+        format!(" after {moves} of {} in {seconds:.1} s", bytes(done))
     }
 }
 
@@ -163,6 +210,35 @@ mod tests {
     }
 
     #[test]
+    fn taking_the_old_replica_away_is_not_another_move() {
+        let mut tally = Tally::default();
+        tally.take(&[a_move(0, 100, 100)]);
+        tally.take(&[Move { to_node_id: 0, ..a_move(0, 0, 0) }]);
+        assert_eq!((tally.moves(), tally.bytes()), ((1, 1), (100, 100)));
+        tally.take(&[]);
+        assert_eq!(tally.moves(), (1, 1));
+    }
+
+    #[test]
+    fn all_is_done_only_with_the_last_change_of_a_membership() {
+        let mut tally = Tally::default();
+        tally.take(&[a_move(0, 100, 100), a_move(1, 0, 0)]);
+        assert_eq!(tally.weighed(), (100, 100 + 2 * WEIGHT_BYTES));
+        tally.take(&[]);
+        let (position, length) = tally.weighed();
+        assert_eq!(position, length);
+    }
+
+    #[test]
+    fn nodes_that_join_meanwhile_are_named() {
+        let mut progress = Progress::new(BTreeMap::from([(1, "node-0".to_string())]));
+        assert!(progress.misses_names(&[a_move(0, 1, 0)]));
+        assert!(!progress.misses_names(&[Move { to_node_id: 0, ..a_move(0, 1, 0) }]));
+        progress.rename(BTreeMap::from([(1, "node-0".into()), (2, "node-1".into())]));
+        assert!(!progress.misses_names(&[a_move(0, 1, 0)]));
+    }
+
+    #[test]
     fn a_report_of_more_than_all_counts_as_all() {
         let mut tally = Tally::default();
         tally.take(&[a_move(0, 100, 120)]);
@@ -175,7 +251,7 @@ mod tests {
         progress.take(&[a_move(0, 2048, 1)], &["x".into()]);
         progress.take(&[], &[]);
         let said = progress.finish();
-        assert!(said.starts_with(" after 1 moves of 2.00 KiB in "), "{said}");
+        assert!(said.starts_with(" after 1 move of 2.00 KiB in "), "{said}");
         assert_eq!(Progress::new(BTreeMap::new()).finish(), "");
     }
 }

@@ -162,7 +162,7 @@ async fn status_says_what_is_to_move() {
     assert_eq!(status.lines()[1]["moves"], 2);
     let shown = told(&fake, &["status"]).await.out;
     assert!(shown.contains("moves: 2 moves of 2.00 KiB"), "{shown}");
-    assert!(shown.contains("waits: partition 5"), "{shown}");
+    assert!(shown.contains("`ringfold rebalance plan` says what waits"), "{shown}");
     fake.moves.plan([rest()]);
     assert!(told(&fake, &["status"]).await.out.contains("moves: at rest"));
 }

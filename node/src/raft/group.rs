@@ -10,7 +10,7 @@ use crate::raft::driver::{
 use crate::raft::handle::{ProposeError, ProposeResult, ReadError, ReplicaView, Role, Status};
 use crate::raft::lease::Lease;
 use crate::raft::log::{LogOp, RaftLog, ReplicaRecord, Vote};
-use crate::raft::membership::Membership;
+use crate::raft::membership::{CATCH_UP_LAG_MAX, Membership};
 use crate::raft::store::GroupStore;
 use bytes::Bytes;
 use prost_raft::Message as _;
@@ -74,9 +74,6 @@ const TRANSFER_LAG_MAX: u64 = 1_000;
 const MESSAGE_BYTES_MAX: u64 = 512 << 10;
 const MESSAGES_IN_FLIGHT_MAX: usize = 64;
 
-/// Committed entries that a learner may lack when it becomes a voter: under steady writes it
-/// always lacks those on their way.
-const CATCH_UP_LAG_MAX: u64 = 64;
 /// Replicas that a leader remembers not to take in any more, the newest.
 const RENOUNCED_MAX: usize = 16;
 /// Election timeouts without a word after which a replica counts as silent.

@@ -188,6 +188,11 @@ impl RaftHandle {
         RaftHandle { replicas, sender: Arc::new(|request, _| Err(request)) }
     }
 
+    /// Whether this node's replica of the group leads it, as far as it knows.
+    pub fn leads(&self, group: GroupId) -> bool {
+        self.replica(group).is_some_and(|v| v.status.read().role == Role::Leader)
+    }
+
     /// Proposes commands as one unit. The receiver fails only when the node goes down: then the
     /// outcome is unknown.
     pub fn propose(

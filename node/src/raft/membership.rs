@@ -8,6 +8,10 @@ use raft::eraftpb::{ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfStat
 use ringfold_proto::internal;
 use std::collections::BTreeMap;
 
+/// Committed entries that a learner may lack when it becomes a voter, and a replica that still counts
+/// as having everything: under steady writes it always lacks those on their way.
+pub const CATCH_UP_LAG_MAX: u64 = 64;
+
 /// Committed members of a group, and the node that each replica lives on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Membership {

@@ -1,6 +1,5 @@
 //! Clients outside the cluster: each does one thing after the other, sends it again where it is not
 //! known what came of it, and writes down what it saw.
-use super::node::Node;
 use super::world::{Event, World};
 use crate::history::{
     self, Append, AppendOutcome, Consistency, Expected, Lookup, LookupOutcome, Read, SeenEvent,
@@ -70,7 +69,8 @@ enum What {
 /// A call that a node works on.
 pub struct Waiting {
     call: Call,
-    /// The replica that the call came to; another one of the group may take its place meanwhile.
+    /// The replica that was there when the call came, as in the product: should another take its
+    /// place meanwhile, what is read of this one is an error.
     view: Arc<ReplicaView>,
     stage: Stage,
 }
@@ -431,18 +431,15 @@ impl World {
         match consistency {
             Consistency::Stale if w.view.status.read().role == Role::Closed => {}
             Consistency::Stale => self.read_later(n, Waiting { stage: Stage::Read, ..w }),
-            Consistency::Lease if self.lease_is_valid(n, w.call.group) => {
+            Consistency::Lease if self.lease_is_valid(n, &w.view) => {
                 self.read_later(n, Waiting { stage: Stage::LeaseRead, ..w });
             }
             _ => self.confirm(n, w),
         }
     }
 
-    fn lease_is_valid(&self, n: usize, group: GroupId) -> bool {
-        let node: &Node = &self.nodes[n];
-        node.view(group).is_some_and(|v| {
-            node.clock.boot_ns(self.now_ns) < v.lease_until_ns.load(Ordering::Acquire)
-        })
+    fn lease_is_valid(&self, n: usize, view: &ReplicaView) -> bool {
+        self.nodes[n].clock.boot_ns(self.now_ns) < view.lease_until_ns.load(Ordering::Acquire)
     }
 
     fn confirm(&mut self, n: usize, w: Waiting) {
@@ -460,19 +457,18 @@ impl World {
 
     /// The read itself, on a read thread.
     pub fn reads(&mut self, n: usize, w: Waiting) {
-        let view = w.view.clone();
         let Ask::Read { stream, what, .. } = &w.call.ask else { return };
-        let read = |reader: &Reader| look(reader, stream, what);
+        let read = || look(&w.view.reader, stream, what);
         match w.stage {
             Stage::Read => {
-                let answer = read(&view.reader);
+                let answer = read();
                 self.answer(n, &w.call, answer);
             }
             Stage::LeaseRead => {
-                let answer = read(&view.reader);
+                let answer = read();
                 self.read_later(n, Waiting { stage: Stage::LeaseDone(answer), ..w });
             }
-            Stage::LeaseDone(answer) if self.lease_is_valid(n, w.call.group) => {
+            Stage::LeaseDone(answer) if self.lease_is_valid(n, &w.view) => {
                 self.report.lease_reads += 1;
                 self.answer(n, &w.call, answer);
             }

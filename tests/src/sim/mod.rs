@@ -15,6 +15,7 @@
 //! | `scale` | members that come, drain, go and are lost while the planner moves replicas |
 //! | `clients` | clients that record a history |
 //! | `invariants` | what must hold after every step |
+//! | `seeds` | many runs, side by side |
 //!
 //! Not in it: the meta group's own replication (its records are one reliable sequence of states), the peers' connections, raft-engine and RocksDB (their twins in memory
 //! pass the same conformance tests), and the judgement of a log that lost its synced end.
@@ -29,12 +30,14 @@ mod node;
 mod planner;
 mod records;
 mod scale;
+mod seeds;
 mod steps;
 mod strikes;
 mod world;
 
 pub use faults::Planted;
 pub use invariants::Kind;
+pub use seeds::{run_seeds, setting};
 use std::cell::Cell;
 use std::fmt;
 use std::sync::Once;

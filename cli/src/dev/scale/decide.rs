@@ -1,6 +1,7 @@
 //! What a change of the number of nodes means, and when it is done. Pure.
 use crate::dev::plan::{PORTS_STEP, node_name};
 use crate::error::{CliError, Exit};
+use crate::rebalance::summary;
 use ringfold_client::{Member, MemberState, RebalancePlan, Topology};
 
 /// Numbers of nodes that stay and leave, rising, and how many are to start.
@@ -109,6 +110,7 @@ pub fn left_on(topology: &Topology, leave: &[(u32, u64)]) -> Option<String> {
                 return Some(format!("{} votes in the meta group", node_name(*number)));
             }
             0 => {}
+            1 => return Some(format!("{} has 1 partition", node_name(*number))),
             n => return Some(format!("{} has {n} partitions", node_name(*number))),
         }
     }
@@ -131,11 +133,7 @@ pub fn not_at_rest(topology: &Topology, plan: &RebalancePlan, stay: &[u32]) -> O
     if plan.at_rest {
         return None;
     }
-    Some(match (plan.waiting.first(), plan.moves.len()) {
-        (Some(waiting), _) => waiting.clone(),
-        (None, 0) => format!("{} leaderships are to move", plan.leader_moves),
-        (None, n) => format!("{n} moves are left"),
-    })
+    Some(plan.waiting.first().cloned().unwrap_or_else(|| summary(plan)))
 }
 
 #[cfg(test)]
@@ -221,7 +219,7 @@ mod tests {
         t.meta_voter_node_ids = vec![9];
         let leave = ids(&t, &[3]);
         assert_eq!(leave, [(3, 9)]);
-        assert_eq!(left_on(&t, &leave).unwrap(), "node-3 has 1 partitions");
+        assert_eq!(left_on(&t, &leave).unwrap(), "node-3 has 1 partition");
         t.partition_map[0].replicas.clear();
         t.partition_map[0].target_node_ids = vec![9];
         assert!(left_on(&t, &leave).is_some());
@@ -242,7 +240,7 @@ mod tests {
         let t = topology(&[(1, "node-0", Active), (3, "node-2", Removed)]);
         assert_eq!(not_at_rest(&t, &rest, &[0]), None);
         let moving = RebalancePlan { leader_moves: 2, ..RebalancePlan::default() };
-        assert_eq!(not_at_rest(&t, &moving, &[0]).unwrap(), "2 leaderships are to move");
+        assert_eq!(not_at_rest(&t, &moving, &[0]).unwrap(), "2 leaderships to hand over");
         let change = decide(&[0, 1], 2, 1).unwrap();
         let t = topology(&[(1, "node-0", Active), (2, "node-1", Draining)]);
         assert_eq!(change.undrained(&t), [2]);

@@ -224,11 +224,7 @@ pub async fn drain(
                 let end = ApiError::MemberRefused { node_id, what };
                 return Some((Err(end.into()), None));
             }
-            let is_leader = node
-                .raft
-                .replica(GroupId::META)
-                .is_some_and(|v| v.status.read().role == Role::Leader);
-            if !is_leader {
+            if !node.raft.leads(GroupId::META) {
                 // Said again it goes on watching, at the new leader.
                 return Some((Err(ApiError::NoMetaLeader.into()), None));
             }

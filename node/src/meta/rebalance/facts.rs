@@ -3,7 +3,7 @@ use super::contacts::{Contacts, Reached};
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::meta::replicas::target_of;
 use crate::meta::state::{is_active, is_draining};
-use crate::raft::membership::Membership;
+use crate::raft::membership::{CATCH_UP_LAG_MAX, Membership};
 use ringfold_proto::internal::{LeaderReport, MetaPartition, MetaState, ReplicaReport};
 use ringfold_topology::plan::{
     Health, Limits, MemberState, PartitionFact, PlanInput, PlanMember, Reach, ReplicaFact, Role,
@@ -11,10 +11,6 @@ use ringfold_topology::plan::{
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// Committed entries that a replica may lack and still counts as having everything: under steady
-/// writes it always lacks those on their way.
-const READY_LAG_MAX: u64 = 64;
 
 /// The leader of a group as it reported itself.
 #[derive(Debug, Clone, PartialEq)]
@@ -198,7 +194,7 @@ fn health_of(leader: &LeaderReport, replica: u64) -> Health {
     let Some(matched) = leader.matched.get(&replica).copied() else { return Health::Unknown };
     let missing = leader.commit_index.saturating_sub(matched);
     match missing {
-        0..=READY_LAG_MAX if matched > 0 => Health::Ready,
+        0..=CATCH_UP_LAG_MAX if matched > 0 => Health::Ready,
         _ => Health::Behind { matched, missing },
     }
 }
