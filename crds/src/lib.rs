@@ -6,6 +6,7 @@
 
 mod cluster;
 pub mod generate;
+pub mod names;
 mod reference;
 mod status;
 

@@ -11,7 +11,7 @@ use crate::{
     build::client_url,
     plane::{DataPlane, PlaneError},
     validate::Cluster,
-    world::{Member, MemberState, NodeId, Ordinal, Report, View, pod_name},
+    world::{Epoch, Member, MemberState, NodeId, Ordinal, Report, View, pod_name},
 };
 
 /// Handing over leaderships takes the longest.
@@ -31,6 +31,7 @@ pub struct Plane {
 
 fn failed(error: ClientError) -> PlaneError {
     match error {
+        ClientError::Refused(e) if e.reason == "STALE_EPOCH" => PlaneError::Changed(e.message),
         ClientError::Refused(e) => {
             PlaneError::Refused { reason: e.reason.clone(), message: e.message }
         }
@@ -76,6 +77,10 @@ impl Plane {
         kept.ok_or_else(|| PlaneError::Unavailable("no node has answered yet".into()))
     }
 
+    async fn at(&self, epoch: Epoch) -> Result<Client, PlaneError> {
+        Ok(self.connected().await?.at_epoch(epoch))
+    }
+
     /// What each pod's node says of itself, and the cluster as its meta group's leader sees it.
     pub async fn look(&self, running: &[Ordinal]) -> (BTreeMap<Ordinal, Report>, Option<View>) {
         if running.is_empty() {
@@ -113,6 +118,7 @@ impl Plane {
                 .then_some((status.node_id, status.cluster_id)),
             version: status.version,
             lost_reason: Some(status.lost_reason).filter(|r| !r.is_empty()),
+            waiting: status.waiting,
         };
         Some((ordinal, report))
     }
@@ -229,8 +235,8 @@ impl DataPlane for Plane {
         client.bootstrap(&self.url(pod), request).await.map(|_| ()).map_err(failed)
     }
 
-    async fn drain(&self, node: NodeId) -> Result<(), PlaneError> {
-        let mut progress = self.connected().await?.drain(node);
+    async fn drain(&self, node: NodeId, if_epoch: Epoch) -> Result<(), PlaneError> {
+        let mut progress = self.at(if_epoch).await?.drain(node);
         match progress.next().await {
             Some(Ok(_)) => Ok(()),
             Some(Err(e)) => Err(failed(e)),
@@ -238,16 +244,16 @@ impl DataPlane for Plane {
         }
     }
 
-    async fn undrain(&self, node: NodeId) -> Result<(), PlaneError> {
-        self.connected().await?.undrain(node).await.map_err(failed)
+    async fn undrain(&self, node: NodeId, if_epoch: Epoch) -> Result<(), PlaneError> {
+        self.at(if_epoch).await?.undrain(node).await.map_err(failed)
     }
 
-    async fn remove(&self, node: NodeId) -> Result<(), PlaneError> {
-        self.connected().await?.remove_member(node).await.map_err(failed)
+    async fn remove(&self, node: NodeId, if_epoch: Epoch) -> Result<(), PlaneError> {
+        self.at(if_epoch).await?.remove_member(node).await.map_err(failed)
     }
 
-    async fn needs(&self, node: NodeId) -> Result<Vec<String>, PlaneError> {
-        let answer = self.connected().await?.safe_to_stop(node).await.map_err(failed)?;
+    async fn needs(&self, node: NodeId, if_epoch: Epoch) -> Result<Vec<String>, PlaneError> {
+        let answer = self.at(if_epoch).await?.safe_to_stop(node).await.map_err(failed)?;
         match (answer.safe, answer.reasons.is_empty()) {
             (true, _) => Ok(Vec::new()),
             (false, true) => Ok(vec!["the cluster needs it, and does not say why".into()]),
@@ -255,14 +261,14 @@ impl DataPlane for Plane {
         }
     }
 
-    async fn transfer_leaders(&self, pod: &str) -> Result<u32, PlaneError> {
-        let client = self.connected().await?;
+    async fn transfer_leaders(&self, pod: &str, if_epoch: Epoch) -> Result<u32, PlaneError> {
+        let client = self.at(if_epoch).await?;
         let done = client.transfer_leaders(&self.url(pod)).await.map_err(failed)?;
         Ok(done.remaining)
     }
 
-    async fn pause(&self, paused: bool) -> Result<(), PlaneError> {
-        let client = self.connected().await?;
+    async fn pause(&self, paused: bool, if_epoch: Epoch) -> Result<(), PlaneError> {
+        let client = self.at(if_epoch).await?;
         match paused {
             true => client.rebalance_pause().await.map_err(failed),
             false => client.rebalance_resume().await.map_err(failed),
