@@ -20,6 +20,9 @@ pub async fn connect(global: &Global) -> Result<Client, CliError> {
         let error = CliError::from(e).context(format_args!("cannot reach {endpoints}"));
         match error.action {
             Some(_) => error,
+            None if kubernetes::is_meant(global) => {
+                error.action("see `kubectl get esc` and `kubectl get pods` of its namespace")
+            }
             None => error.action(
                 "start a cluster with `ringfold dev`, or name a running one with --endpoints or RINGFOLD_ENDPOINTS",
             ),

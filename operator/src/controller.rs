@@ -47,6 +47,9 @@ const WHILE_IT_GOES_ON: Duration = Duration::from_secs(2);
 const AT_REST: Duration = Duration::from_secs(15);
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// A look and its step take no longer, or whoever is asked is gone without a word: the next look opens
+/// connections of its own.
+const LOOK_MAX: Duration = Duration::from_secs(90);
 
 /// Why a look did not end well. It is taken again, later each time.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,8 @@ pub enum ReconcileError {
     Step(#[from] StepError),
     #[error("the status could not be written: {0}")]
     Status(#[source] Box<kube::Error>),
+    #[error("it was given up after {} s without an answer", LOOK_MAX.as_secs())]
+    TooLong,
 }
 
 /// What is kept of a cluster between looks: connections and times, nothing that a decision rests on.
@@ -166,6 +171,14 @@ fn failed(
 }
 
 async fn reconcile(
+    resource: Arc<EventStoreCluster>,
+    context: Arc<Context>,
+) -> Result<Requeue, ReconcileError> {
+    let looked = tokio::time::timeout(LOOK_MAX, look(resource, context)).await;
+    looked.unwrap_or(Err(ReconcileError::TooLong))
+}
+
+async fn look(
     resource: Arc<EventStoreCluster>,
     context: Arc<Context>,
 ) -> Result<Requeue, ReconcileError> {
