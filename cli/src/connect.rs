@@ -2,7 +2,7 @@
 use crate::Global;
 use crate::error::{CliError, Exit};
 use crate::kubernetes;
-use ringfold_client::{Client, ClientConfig, ClientError, ServerError, Topology};
+use ringfold_client::{Client, ClientConfig, ClientError, ServerError, Tls, TlsFiles, Topology};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -14,6 +14,7 @@ pub async fn connect(global: &Global) -> Result<Client, CliError> {
         true => kubernetes::forward::config(global).await?,
         false => ClientConfig::new(global.endpoints()),
     };
+    config.tls = tls(global)?;
     config.deadline = Duration::from_millis(global.timeout_ms);
     let endpoints = config.endpoints.join(",");
     Client::connect(config).await.map_err(|e| {
@@ -28,6 +29,16 @@ pub async fn connect(global: &Global) -> Result<Client, CliError> {
             ),
         }
     })
+}
+
+/// The certificates that were named.
+fn tls(global: &Global) -> Result<Option<Tls>, CliError> {
+    let given = &global.tls;
+    let (Some(cert), Some(key), Some(ca)) = (&given.tls_cert, &given.tls_key, &given.tls_ca) else {
+        return Ok(None);
+    };
+    let files = TlsFiles { cert: cert.clone(), key: key.clone(), ca: ca.clone() };
+    Tls::open(files).map(Some).map_err(|e| CliError::usage(e.to_string()))
 }
 
 /// The topology, from a node that knows members: one that has just started may not, and another one

@@ -1,6 +1,7 @@
 //! `ringfold dev`: a cluster on this machine, each node a process of its own, for as long as this
 //! program runs.
 mod beside;
+mod certificates;
 mod changes;
 mod control;
 mod folder;
@@ -17,6 +18,7 @@ use beside::Beside;
 use folder::Folder;
 use plan::NodePlan;
 use process::{End, Nodes};
+use ringfold_client::{Tls, lazy_channel};
 use ringfold_proto::v1::cluster_client::ClusterClient;
 use ringfold_proto::v1::{BootstrapRequest, TopologyRequest};
 use rustix::process::Signal;
@@ -55,6 +57,9 @@ pub struct Args {
     /// [default: 2600]
     #[arg(long)]
     port: Option<u16>,
+    /// Nodes speak TLS only; certificates for admins and for applications lie in <data>/tls
+    #[arg(long)]
+    tls: bool,
     /// When a node dies, say so and go on with the others
     #[arg(long)]
     keep_going: bool,
@@ -106,7 +111,8 @@ pub async fn run(args: Args, global: &Global) -> Result<u8, CliError> {
 }
 
 async fn run_cluster(args: Args, format: Format) -> Result<u8, CliError> {
-    let wanted = Wanted { nodes: args.nodes, partitions: args.partitions, port: args.port };
+    let wanted =
+        Wanted { nodes: args.nodes, partitions: args.partitions, port: args.port, tls: args.tls };
     // What can be refused is refused before anything is written.
     settle(wanted, None, Uuid::nil())?;
     let binary = process::node_binary()?;
@@ -117,6 +123,10 @@ async fn run_cluster(args: Args, format: Format) -> Result<u8, CliError> {
     process::check_ports(&plans)?;
     folder.remember(&settled)?;
     folder.gossip_key(&format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()))?;
+    let tls = match settled.tls {
+        true => Some(certificates::make(folder.path())?),
+        false => None,
+    };
     say(format_args!(
         "starting {} nodes in {}{}",
         settled.nodes(),
@@ -124,7 +134,7 @@ async fn run_cluster(args: Args, format: Format) -> Result<u8, CliError> {
         if folder.is_temporary() { " (removed at the end)" } else { "" }
     ));
     let mut nodes = Nodes::start(&plans, &binary)?;
-    let cluster = Cluster { args: &args, folder: &folder, binary, settled, plans, format };
+    let cluster = Cluster { args: &args, folder: &folder, binary, settled, plans, tls, format };
     let end = cluster.drive(&mut nodes, &mut signals).await;
     if nodes.any_left() {
         say(format_args!("stopping the nodes"));
@@ -147,6 +157,8 @@ struct Cluster<'a> {
     binary: PathBuf,
     settled: Remembered,
     plans: Vec<NodePlan>,
+    /// As an admin.
+    tls: Option<Tls>,
     format: Format,
 }
 
@@ -175,7 +187,7 @@ impl Cluster<'_> {
         let endpoints = self.endpoints().join(",");
         let mut beside = match &self.args.command[..] {
             [] => None,
-            command => Some(Beside::start(command, &endpoints)?),
+            command => Some(Beside::start(command, &self.environment(&endpoints))?),
         };
         loop {
             let ended = async {
@@ -231,6 +243,15 @@ impl Cluster<'_> {
         }
     }
 
+    /// Variables with which `ringfold` reaches the cluster.
+    fn environment(&self, endpoints: &str) -> Vec<(&'static str, OsString)> {
+        let mut all = vec![("RINGFOLD_ENDPOINTS", endpoints.into())];
+        if self.settled.tls {
+            all.extend(certificates::environment(self.folder.path()));
+        }
+        all
+    }
+
     fn endpoints(&self) -> Vec<String> {
         self.plans.iter().map(NodePlan::endpoint).collect()
     }
@@ -242,7 +263,7 @@ impl Cluster<'_> {
         let within = Duration::from_secs(self.args.start_within_s);
         let end = Instant::now() + within;
         let channels = (self.plans.iter())
-            .map(|plan| Ok(ClusterClient::new(channel(plan)?)))
+            .map(|plan| Ok(ClusterClient::new(channel(plan, self.tls.clone())?)))
             .collect::<Result<Vec<_>, CliError>>()?;
         let Some(first) = channels.first() else {
             return Ok(());
@@ -336,10 +357,14 @@ impl Cluster<'_> {
         ));
         if self.args.command.is_empty() {
             let port = self.settled.port;
-            let more = if port == 2600 {
+            let more = if port == 2600 && !self.settled.tls {
                 String::new()
             } else {
-                format!("\n  export RINGFOLD_ENDPOINTS={}", endpoints.join(","))
+                let all = self.environment(&endpoints.join(","));
+                let line = |(name, value): &(&str, OsString)| {
+                    format!("\n  export {name}={}", value.to_string_lossy())
+                };
+                all.iter().map(line).collect()
             };
             say(format_args!(
                 "try it from another terminal:{more}\n  \
@@ -375,10 +400,10 @@ impl Cluster<'_> {
     }
 }
 
-fn channel(plan: &NodePlan) -> Result<Channel, CliError> {
+fn channel(plan: &NodePlan, tls: Option<Tls>) -> Result<Channel, CliError> {
     let endpoint = Endpoint::from_shared(plan.endpoint())
         .map_err(|e| CliError::other(format!("{}: {e}", plan.endpoint())))?;
-    Ok(endpoint.connect_timeout(CALL_WITHIN).timeout(CALL_WITHIN).connect_lazy())
+    Ok(lazy_channel(&endpoint.connect_timeout(CALL_WITHIN).timeout(CALL_WITHIN), tls))
 }
 
 impl From<PlanError> for CliError {

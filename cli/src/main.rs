@@ -21,6 +21,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use error::{CliError, Exit};
 use output::Format;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Appends events, looks up the states that they fold to, and runs a cluster on this machine.
@@ -43,6 +44,8 @@ pub struct Global {
     #[arg(long, global = true, env = "RINGFOLD_ENDPOINTS", value_delimiter = ',')]
     pub endpoints: Vec<String>,
     #[command(flatten)]
+    pub tls: TlsArgs,
+    #[command(flatten)]
     pub kubernetes: kubernetes::Args,
     /// Called as a plugin of kubectl.
     #[arg(skip)]
@@ -53,6 +56,20 @@ pub struct Global {
     /// Deadline of each call, milliseconds
     #[arg(long, global = true, default_value_t = 10_000)]
     pub timeout_ms: u64,
+}
+
+/// Certificates, where URLs begin with https.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct TlsArgs {
+    /// File with the certificate to show, PEM
+    #[arg(long, global = true, env = "RINGFOLD_TLS_CERT", requires_all = ["tls_key", "tls_ca"])]
+    pub tls_cert: Option<PathBuf>,
+    /// File with its key, PEM
+    #[arg(long, global = true, env = "RINGFOLD_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// File with the authorities of the cluster, PEM
+    #[arg(long, global = true, env = "RINGFOLD_TLS_CA", requires = "tls_cert")]
+    pub tls_ca: Option<PathBuf>,
 }
 
 const ENDPOINT: &str = "http://127.0.0.1:2600";

@@ -1,6 +1,8 @@
 //! Settings of a client.
 use std::time::Duration;
 
+use ringfold_tls::Tls;
+
 use crate::Connector;
 
 /// How a [`Client`](crate::Client) reaches its cluster. Start from [`ClientConfig::new`].
@@ -16,6 +18,8 @@ pub struct ClientConfig {
     pub channels_per_node: usize,
     /// How connections to the nodes' URLs are opened; `None`: by TCP.
     pub connector: Option<Connector>,
+    /// Certificates for nodes whose URLs begin with https.
+    pub tls: Option<Tls>,
     pub retry: RetryConfig,
     /// Sends the last position that this client saw along with each append, so that what it appends
     /// later is ordered later, whichever partitions it goes to.
@@ -59,6 +63,7 @@ impl ClientConfig {
             connect_timeout: Duration::from_secs(2),
             channels_per_node: 2,
             connector: None,
+            tls: None,
             retry: RetryConfig::default(),
             causal: false,
             in_flight_max: 1_024,

@@ -35,7 +35,7 @@ mod retry;
 pub use appender::{Appender, Pending};
 pub use client::Client;
 pub use config::{ClientConfig, RetryConfig};
-pub use connector::{Connection, Connector};
+pub use connector::{Connection, Connector, lazy_channel};
 pub use error::{ClientError, ERROR_DOMAIN, ServerError};
 pub use event::{
     Appended, Consistency, Expected, ListOptions, LookupOptions, NewEvent, ReadOptions,
@@ -52,5 +52,6 @@ pub use ringfold_proto::v1::{
 pub use ringfold_proto::v1::{
     DrainProgress, Move, MoveReason, RebalancePlanResponse as RebalancePlan,
 };
+pub use ringfold_tls::{Files as TlsFiles, Role as TlsRole, Tls, TlsError};
 pub use tonic::Code;
 pub use uuid::Uuid;

@@ -10,7 +10,7 @@ use std::{
 use ringfold_proto::v1;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{ClientConfig, ClientError};
+use crate::{ClientConfig, ClientError, lazy_channel};
 
 /// A node that failed is asked last for so long.
 const AVOID: Duration = Duration::from_secs(2);
@@ -31,7 +31,8 @@ impl Node {
         let url = url.trim_end_matches('/').to_owned();
         let endpoint = Endpoint::from_shared(url.clone())
             .ok()
-            .filter(|e| e.uri().scheme_str() == Some("http") && e.uri().host().is_some())
+            .filter(|e| matches!(e.uri().scheme_str(), Some("http" | "https")))
+            .filter(|e| e.uri().host().is_some())
             .ok_or_else(|| {
                 ClientError::Invalid(format!(
                     "{url:?} is not an endpoint: give http://host:port, such as http://127.0.0.1:2600"
@@ -43,9 +44,17 @@ impl Node {
             .http2_keep_alive_interval(Duration::from_secs(5))
             .keep_alive_timeout(Duration::from_secs(5))
             .tcp_nodelay(true);
-        let channel = |_| match &config.connector {
-            Some(connector) => connector.channel(&endpoint),
-            None => endpoint.connect_lazy(),
+        let tls = match (endpoint.uri().scheme_str(), &config.tls) {
+            (Some("https"), None) => {
+                let message = format!("{url} needs TLS, and no certificates are given");
+                return Err(ClientError::Invalid(message));
+            }
+            (Some("https"), Some(tls)) => Some(tls.clone()),
+            _ => None,
+        };
+        let channel = |_| match (&config.connector, &tls) {
+            (Some(connector), _) => connector.channel(&endpoint, tls.clone()),
+            (None, _) => lazy_channel(&endpoint, tls.clone()),
         };
         let channels = (0..config.channels_per_node.max(1)).map(channel).collect();
         Ok(Arc::new(Node {

@@ -32,6 +32,10 @@ pub struct Settings {
     pub gossip_previous_key: Secret,
     /// `None`: off.
     pub http_listen: Option<SocketAddr>,
+    /// All three, or none.
+    pub tls_cert_file: String,
+    pub tls_key_file: String,
+    pub tls_ca_file: String,
     pub zone: String,
     pub tick_ms: u64,
     pub heartbeat_ticks: usize,
@@ -48,6 +52,17 @@ pub struct Settings {
     pub read_threads: usize,
     pub log_format: LogFormat,
     pub log_level: String,
+}
+
+impl Settings {
+    /// Where the certificates are; `None`: there is no TLS.
+    pub fn tls_files(&self) -> Option<ringfold_tls::Files> {
+        (!self.tls_cert_file.is_empty()).then(|| ringfold_tls::Files {
+            cert: self.tls_cert_file.clone().into(),
+            key: self.tls_key_file.clone().into(),
+            ca: self.tls_ca_file.clone().into(),
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -281,7 +296,8 @@ fn complete(s: &mut Settings, host_name: &str) {
         s.name = host_name.to_owned();
     }
     if s.client_url.is_empty() {
-        s.client_url = format!("http://{}", reachable(s.client_listen));
+        let scheme = if s.tls_files().is_some() { "https" } else { "http" };
+        s.client_url = format!("{scheme}://{}", reachable(s.client_listen));
     }
     if s.peer_address.is_empty() {
         s.peer_address = reachable(s.peer_listen);
@@ -300,6 +316,17 @@ fn check_together(s: &Settings, faults: &mut Vec<String>) {
         if s.http_listen == Some(address) {
             faults.push(format!("http_listen and {name} are both {address}: two ports are needed"));
         }
+    }
+    let tls = [&s.tls_cert_file, &s.tls_key_file, &s.tls_ca_file];
+    if tls.iter().any(|f| f.is_empty()) && tls.iter().any(|f| !f.is_empty()) {
+        faults.push(
+            "tls_cert_file, tls_key_file and tls_ca_file: all of them are needed, or none".into(),
+        );
+    } else if s.client_url.starts_with("https:") != s.tls_files().is_some() {
+        faults.push(format!(
+            "client_url is {}: https is for a node with TLS, and http for one without",
+            s.client_url
+        ));
     }
     // A lease lasts three quarters of an election timeout and must outlive a lost heartbeat.
     if s.election_ticks < 3 * s.heartbeat_ticks {

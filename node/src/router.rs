@@ -7,16 +7,19 @@ use crate::api::errors::{ApiError, DOMAIN, LeaderHint, Reason};
 use crate::api::node::Node;
 use crate::ids::{GroupId, NodeId};
 use crate::raft::handle::{ReplicaView, Role};
+use hyper_util::rt::TokioIo;
 use parking_lot::RwLock;
 use ringfold_proto::internal::{MetaMember, MetaReplica, MetaState};
 use ringfold_proto::v1::cluster_client::ClusterClient;
 use ringfold_proto::v1::event_store_client::EventStoreClient;
+use ringfold_tls::{Protocol, Stream, Tls};
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use tokio::net::TcpStream;
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Response, Status};
 use tonic_types::StatusExt;
 
@@ -169,6 +172,7 @@ pub struct Router {
     peers: RwLock<HashMap<NodeId, Arc<Peer>>>,
     /// By partition, of those without a replica here; 0: none.
     hints: Box<[AtomicU64]>,
+    tls: Option<Tls>,
 }
 
 impl Default for Router {
@@ -176,11 +180,17 @@ impl Default for Router {
         Router {
             peers: RwLock::default(),
             hints: (0..PARTITIONS_MAX).map(|_| AtomicU64::new(0)).collect(),
+            tls: None,
         }
     }
 }
 
 impl Router {
+    /// `tls`: for nodes whose URL begins with https.
+    pub fn new(tls: Option<Tls>) -> Router {
+        Router { tls, ..Router::default() }
+    }
+
     /// The leader that another node named, where no replica is here.
     pub fn hint(&self, partition: u32) -> Option<NodeId> {
         let node = self.hints.get(partition as usize)?.load(Ordering::Relaxed);
@@ -215,7 +225,7 @@ impl Router {
             .keep_alive_timeout(Duration::from_secs(5));
         let peer = Arc::new(Peer {
             url: url.to_string(),
-            channels: (0..CHANNELS_PER_PEER).map(|_| endpoint.connect_lazy()).collect(),
+            channels: (0..CHANNELS_PER_PEER).map(|_| self.lazily(&endpoint)).collect(),
             next: AtomicUsize::new(0),
         });
         let mut peers = self.peers.write();
@@ -224,6 +234,23 @@ impl Router {
         }
         peers.insert(node, peer.clone());
         Ok(peer)
+    }
+
+    fn lazily(&self, endpoint: &Endpoint) -> Channel {
+        let Some(tls) = self.tls.clone().filter(|_| is_https(endpoint.uri())) else {
+            return endpoint.connect_lazy();
+        };
+        endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
+            let tls = tls.clone();
+            async move {
+                let host = uri.host().unwrap_or_default();
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                let tcp = TcpStream::connect((host, uri.port_u16().unwrap_or(443))).await?;
+                tcp.set_nodelay(true)?;
+                let opened = Stream::opened(tcp, host, Some(&tls), Protocol::Http2).await?;
+                Ok::<_, std::io::Error>(TokioIo::new(opened))
+            }
+        }))
     }
 
     /// A client of another node's `Cluster` service.
@@ -244,6 +271,10 @@ pub fn frame<T>(message: T, call: &Call) -> Request<T> {
     request.metadata_mut().insert(FORWARDED, tonic::metadata::MetadataValue::from_static("1"));
     request.set_timeout(call.remaining());
     request
+}
+
+fn is_https(uri: &Uri) -> bool {
+    uri.scheme_str() == Some("https")
 }
 
 fn client_url(meta: &MetaState, node: NodeId) -> String {

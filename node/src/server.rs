@@ -36,6 +36,7 @@ use crate::transfers::ReplicaTransfers;
 use crate::watermark::Watermark;
 use opening::{load_replicas, open_log};
 use ringfold_proto::internal::{MetaJoin, MetaState};
+use ringfold_tls::{Tls, TlsError};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -55,6 +56,8 @@ pub enum RunError {
     Directory { path: String, action: &'static str, source: std::io::Error },
     #[error("{setting} {address} cannot be listened on: {source}")]
     Listen { setting: &'static str, address: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error(transparent)]
     Disk(#[from] DiskError),
     #[error(transparent)]
@@ -95,6 +98,7 @@ pub async fn run(settings: Settings, told: Stop) -> Result<(), RunError> {
         let path = dir.display().to_string();
         move |source| RunError::Directory { path, action, source }
     };
+    let tls = settings.tls_files().map(Tls::open).transpose()?;
     std::fs::create_dir_all(&dir).map_err(directory("created"))?;
     let _lock = identity::lock(&dir)?;
     let disk = Arc::new(disk::Disk::open(&dir, settings.disk_min_free_bytes)?);
@@ -125,6 +129,7 @@ pub async fn run(settings: Settings, told: Stop) -> Result<(), RunError> {
                 tick_ms: settings.tick_ms.try_into().unwrap_or(u32::MAX),
                 election_ticks: settings.election_ticks.try_into().unwrap_or(u32::MAX),
             },
+            tls: tls.clone(),
             ..TransportSettings::default()
         },
         cell.clone(),
@@ -267,6 +272,9 @@ pub async fn run(settings: Settings, told: Stop) -> Result<(), RunError> {
     tasks.spawn(cancellable(&stop, gossip.run()));
     tasks.spawn(disk.clone().run(stop.clone()));
     tasks.spawn(cancellable(&stop, watch_disk(disk, info.clone(), raft.clone())));
+    if let Some(tls) = tls.clone() {
+        tasks.spawn(cancellable(&stop, tls.watch()));
+    }
     if let Some(w) = opened.watermark.clone() {
         tasks.spawn(cancellable(&stop, sync_watermark(w)));
     }
@@ -277,7 +285,7 @@ pub async fn run(settings: Settings, told: Stop) -> Result<(), RunError> {
         members,
         limits: Limits::default(),
         reads: ReadPool::new(settings.read_threads).map_err(RunError::Thread)?,
-        router: Router::default(),
+        router: Router::new(tls.clone()),
         metrics: http.metrics.clone(),
         readiness: Readiness::default(),
     });
@@ -291,7 +299,12 @@ pub async fn run(settings: Settings, told: Stop) -> Result<(), RunError> {
     let close = CancellationToken::new();
     let closing = close.clone();
     let serve =
-        api::server::serve(client_listener, node.clone(), async move { closing.cancelled().await });
+        api::server::serve(
+            client_listener,
+            tls,
+            node.clone(),
+            async move { closing.cancelled().await },
+        );
     let wait = Duration::from_millis(settings.stop_wait_ms);
     let leave = async {
         tokio::select! {

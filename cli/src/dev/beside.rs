@@ -12,12 +12,15 @@ pub struct Beside(Child);
 
 impl Beside {
     /// Starts it with our input and output. Call it from the main thread.
-    pub fn start(command: &[OsString], endpoints: &str) -> Result<Self, CliError> {
+    pub fn start(command: &[OsString], environment: &[(&str, OsString)]) -> Result<Self, CliError> {
         let Some((program, args)) = command.split_first() else {
             return Err(CliError::new(Exit::Usage, "there is no command after --"));
         };
         let mut child = Command::new(program);
-        child.args(args).env("RINGFOLD_ENDPOINTS", endpoints).kill_on_drop(true);
+        child
+            .args(args)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
+            .kill_on_drop(true);
         dies_with_us(&mut child, Signal::TERM);
         child.spawn().map(Self).map_err(|e| {
             CliError::other(format!("cannot run {}: {e}", program.to_string_lossy()))
@@ -67,11 +70,11 @@ mod tests {
     async fn a_commands_exit_code_is_kept() {
         for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137)] {
             let command = ["sh".into(), "-c".into(), script.into()];
-            let mut beside = Beside::start(&command, "http://e").unwrap();
+            let mut beside = Beside::start(&command, &[("RINGFOLD_ENDPOINTS", "http://e".into())]).unwrap();
             assert_eq!(beside.wait().await.unwrap(), code);
         }
         let command = ["sh".into(), "-c".into(), "test $RINGFOLD_ENDPOINTS = a,b".into()];
-        let mut beside = Beside::start(&command, "a,b").unwrap();
+        let mut beside = Beside::start(&command, &[("RINGFOLD_ENDPOINTS", "a,b".into())]).unwrap();
         assert_eq!(beside.wait().await.unwrap(), 0);
     }
 }

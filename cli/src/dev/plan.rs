@@ -1,6 +1,9 @@
 //! The nodes of `dev`: ports, folders, and when a cluster serves. Pure.
+use super::certificates;
 use super::settled::Remembered;
 use ringfold_proto::v1::{MemberState, Partition, Replica, TopologyResponse};
+use ringfold_tls::Files;
+use ringfold_tls::issue::Issued;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -28,6 +31,8 @@ pub struct NodePlan {
     pub http_port: u16,
     /// Where all nodes have their gossip key from.
     pub gossip_key_file: PathBuf,
+    /// Where its certificates are; `None`: it speaks in the clear.
+    pub tls: Option<PathBuf>,
     pub data_dir: PathBuf,
     pub log_file: PathBuf,
     /// host:port of the other nodes.
@@ -36,7 +41,8 @@ pub struct NodePlan {
 
 impl NodePlan {
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client_port)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.client_port)
     }
 
     pub fn peer_address(&self) -> String {
@@ -48,7 +54,11 @@ impl NodePlan {
         let client_listen = format!("127.0.0.1:{}", self.client_port);
         let gossip_listen = format!("127.0.0.1:{}", self.gossip_port);
         let http_listen = format!("127.0.0.1:{}", self.http_port);
-        let pairs: [(&str, OsString); 10] = [
+        let tls = self.tls.as_deref().map(Issued::files);
+        let tls_file = |of: fn(&Files) -> &PathBuf| -> OsString {
+            tls.as_ref().map(|files| of(files).into()).unwrap_or_default()
+        };
+        let pairs: [(&str, OsString); 13] = [
             ("--data-dir", self.data_dir.clone().into()),
             ("--name", self.name.clone().into()),
             ("--client-listen", client_listen.into()),
@@ -56,6 +66,9 @@ impl NodePlan {
             ("--gossip-listen", gossip_listen.into()),
             ("--http-listen", http_listen.into()),
             ("--gossip-key-file", self.gossip_key_file.clone().into()),
+            ("--tls-cert-file", tls_file(|f| &f.cert)),
+            ("--tls-key-file", tls_file(|f| &f.key)),
+            ("--tls-ca-file", tls_file(|f| &f.ca)),
             ("--client-url", self.endpoint().into()),
             ("--peer-address", self.peer_address().into()),
             ("--seeds", self.seeds.join(",").into()),
@@ -81,6 +94,7 @@ pub fn nodes(settled: &Remembered, data: &Path) -> Vec<NodePlan> {
             gossip_port: port(number, 2),
             http_port: port(number, 3),
             gossip_key_file: data.join(GOSSIP_KEY_FILE),
+            tls: settled.tls.then(|| certificates::node(data)),
             data_dir: data.join(node_name(number)),
             log_file: data.join(format!("{}.log", node_name(number))),
             seeds: (settled.numbers.iter().copied())

@@ -13,6 +13,7 @@ pub struct Wanted {
     pub nodes: Option<u32>,
     pub partitions: Option<u32>,
     pub port: Option<u16>,
+    pub tls: bool,
 }
 
 /// `<data>/dev.json`: what a data directory was begun with, and the nodes that it has.
@@ -25,6 +26,9 @@ pub struct Remembered {
     pub numbers: Vec<u32>,
     pub partitions: u32,
     pub port: u16,
+    /// Nodes speak TLS only.
+    #[serde(default)]
+    pub tls: bool,
     /// The cluster exists: Bootstrap was said and answered.
     pub bootstrapped: bool,
 }
@@ -39,6 +43,8 @@ struct OnDisk {
     numbers: Vec<u32>,
     partitions: u32,
     port: u16,
+    #[serde(default)]
+    tls: bool,
     bootstrapped: bool,
 }
 
@@ -54,6 +60,7 @@ impl From<OnDisk> for Remembered {
             numbers,
             partitions: d.partitions,
             port: d.port,
+            tls: d.tls,
             bootstrapped: d.bootstrapped,
         }
     }
@@ -87,6 +94,10 @@ pub enum PlanError {
     )]
     Differs { flag: &'static str, wanted: u32, remembered: u32 },
     #[error(
+        "--tls is given, but this data directory was begun without it: leave the flag out, or name another --data"
+    )]
+    Tls,
+    #[error(
         "dev.json has format {0}, this program reads format {FORMAT}: use the newer program, or another --data"
     )]
     Format(u32),
@@ -116,6 +127,9 @@ pub fn settle(
                     return Err(PlanError::Differs { flag, wanted, remembered });
                 }
             }
+            if wanted.tls && !remembered.tls {
+                return Err(PlanError::Tls);
+            }
             remembered
         }
         None => Remembered {
@@ -124,6 +138,7 @@ pub fn settle(
             numbers: (0..wanted.nodes.unwrap_or(3).min(NODES_MAX + 1)).collect(),
             partitions: wanted.partitions.unwrap_or(16),
             port: wanted.port.unwrap_or(2600),
+            tls: wanted.tls,
             bootstrapped: false,
         },
     };
@@ -155,7 +170,12 @@ pub mod tests {
     use std::path::Path;
 
     pub fn begun(nodes: u32, partitions: u32, port: u16) -> Result<Remembered, PlanError> {
-        let wanted = Wanted { nodes: Some(nodes), partitions: Some(partitions), port: Some(port) };
+        let wanted = Wanted {
+            nodes: Some(nodes),
+            partitions: Some(partitions),
+            port: Some(port),
+            tls: false,
+        };
         settle(wanted, None, Uuid::nil())
     }
 
@@ -177,12 +197,24 @@ pub mod tests {
     }
 
     #[test]
+    fn nodes_that_were_begun_with_tls_go_on_with_it() {
+        let first = settle(Wanted { tls: true, ..Wanted::default() }, None, Uuid::nil()).unwrap();
+        let again = settle(Wanted::default(), Some(first), Uuid::nil()).unwrap();
+        let plan = nodes(&again, Path::new("/d"));
+        assert_eq!(plan[0].endpoint(), "https://127.0.0.1:2600");
+        let args = plan[0].args();
+        let at = args.iter().position(|a| a == "--tls-cert-file").unwrap();
+        assert_eq!(args[at + 1], "/d/tls/node/tls.crt");
+    }
+
+    #[test]
     fn flags_that_differ_from_the_data_directory_are_refused() {
         let first = begun(3, 16, 2600).unwrap();
         for (wanted, flag) in [
             (Wanted { nodes: Some(4), ..Wanted::default() }, "--nodes"),
             (Wanted { partitions: Some(8), ..Wanted::default() }, "--partitions"),
             (Wanted { port: Some(2700), ..Wanted::default() }, "--port"),
+            (Wanted { tls: true, ..Wanted::default() }, "--tls"),
         ] {
             let error = settle(wanted, Some(first.clone()), Uuid::nil()).unwrap_err();
             assert!(error.to_string().starts_with(flag), "{error}");

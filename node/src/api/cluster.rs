@@ -6,6 +6,7 @@ pub mod statuses;
 
 use super::deadline::Call;
 use super::errors::ApiError;
+use super::incoming::Peer;
 use super::node::Node;
 use super::validate;
 use crate::ids::{GroupId, NodeId};
@@ -32,6 +33,7 @@ impl Cluster for Clusters {
         &self,
         request: Request<v1::BootstrapRequest>,
     ) -> Result<Response<v1::BootstrapResponse>, Status> {
+        permitted(&request)?;
         let call = Call::of(request.metadata())?;
         let request = checked_bootstrap(request.into_inner(), &self.node.limits)?;
         let answer = call.within(false, self.node.info.hooks.bootstrap(request)).await??;
@@ -74,6 +76,7 @@ impl Cluster for Clusters {
         &self,
         request: Request<v1::TransferLeadersRequest>,
     ) -> Result<Response<v1::TransferLeadersResponse>, Status> {
+        permitted(&request)?;
         let call = Call::of(request.metadata())?;
         rebalance::check_epoch(&self.node.meta.borrow(), request.into_inner().if_epoch)?;
         let before = self.led();
@@ -112,6 +115,7 @@ impl Cluster for Clusters {
         &self,
         request: Request<v1::RebalancePauseRequest>,
     ) -> Result<Response<v1::RebalancePauseResponse>, Status> {
+        permitted(&request)?;
         let call = Call::of(request.metadata())?;
         rebalance::pause(&self.node, &call, true, request.into_inner().if_epoch).await?;
         Ok(Response::new(v1::RebalancePauseResponse {}))
@@ -121,6 +125,7 @@ impl Cluster for Clusters {
         &self,
         request: Request<v1::RebalanceResumeRequest>,
     ) -> Result<Response<v1::RebalanceResumeResponse>, Status> {
+        permitted(&request)?;
         let call = Call::of(request.metadata())?;
         rebalance::pause(&self.node, &call, false, request.into_inner().if_epoch).await?;
         Ok(Response::new(v1::RebalanceResumeResponse {}))
@@ -132,6 +137,7 @@ impl Cluster for Clusters {
         &self,
         request: Request<v1::DrainRequest>,
     ) -> Result<Response<Self::DrainStream>, Status> {
+        permitted(&request)?;
         let call = Call::of(request.metadata())?;
         rebalance::drain(&self.node, &call, request.into_inner()).await
     }
@@ -140,6 +146,7 @@ impl Cluster for Clusters {
         &self,
         request: Request<v1::UndrainRequest>,
     ) -> Result<Response<v1::UndrainResponse>, Status> {
+        permitted(&request)?;
         let call = Call::of(request.metadata())?;
         rebalance::undrain(&self.node, &call, request.into_inner()).await
     }
@@ -148,6 +155,7 @@ impl Cluster for Clusters {
         &self,
         request: Request<v1::RemoveMemberRequest>,
     ) -> Result<Response<v1::RemoveMemberResponse>, Status> {
+        permitted(&request)?;
         let call = Call::of(request.metadata())?;
         rebalance::remove(&self.node, &call, request.into_inner()).await
     }
@@ -168,6 +176,14 @@ impl Cluster for Clusters {
     ) -> Result<Response<Self::MembershipChangesStream>, Status> {
         let call = Call::of(request.metadata())?;
         Ok(Response::new(membership::changes(self.node.clone(), call)?))
+    }
+}
+
+/// Whether whoever asks may change the cluster.
+fn permitted<T>(request: &Request<T>) -> Result<(), ApiError> {
+    match request.extensions().get::<Peer>() {
+        Some(peer) if !peer.may_administer() => Err(ApiError::NotPermitted),
+        _ => Ok(()),
     }
 }
 

@@ -103,6 +103,8 @@ reasons! {
         "add nodes or room first, or undrain others: nothing was changed";
     MemberRefused = "MEMBER_REFUSED", FailedPrecondition, No, ["node_id"],
         "see the members in the topology: a node is drained, then removed";
+    NotPermitted = "NOT_PERMITTED", PermissionDenied, No, [],
+        "use a certificate for admins: calls that change the cluster need one";
     StaleEpoch = "STALE_EPOCH", FailedPrecondition, No, ["expected", "actual"],
         "look at the cluster again, and decide anew: it has changed since, and nothing was done";
     MemberNotFound = "MEMBER_NOT_FOUND", NotFound, No, ["node_id"],
@@ -178,6 +180,8 @@ pub enum ApiError {
     DrainImpossible { node_id: u64, reasons: Vec<String> },
     #[error("{what}")]
     MemberRefused { node_id: u64, what: String },
+    #[error("the certificate of this connection is not one for admins")]
+    NotPermitted,
     #[error("decided on epoch {expected}, and the cluster is at epoch {actual}")]
     StaleEpoch { expected: u64, actual: u64 },
     #[error("there is no node {node_id} in this cluster")]
@@ -270,6 +274,7 @@ impl ApiError {
             ApiError::EventIdConflict { .. } => Reason::EventIdConflict,
             ApiError::DrainImpossible { .. } => Reason::DrainImpossible,
             ApiError::MemberRefused { .. } => Reason::MemberRefused,
+            ApiError::NotPermitted => Reason::NotPermitted,
             ApiError::StaleEpoch { .. } => Reason::StaleEpoch,
             ApiError::MemberNotFound { .. } => Reason::MemberNotFound,
             ApiError::NoMetaLeader => Reason::NoLeader,
@@ -340,6 +345,7 @@ impl ApiError {
             | ApiError::NotBootstrapped
             | ApiError::FeatureLevel(_)
             | ApiError::NoMetaLeader
+            | ApiError::NotPermitted
             | ApiError::StreamNotFound
             | ApiError::Overloaded(_)
             | ApiError::NotLeader { leader: None }

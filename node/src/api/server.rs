@@ -2,16 +2,17 @@
 use super::catch::CatchPanics;
 use super::cluster::Clusters;
 use super::events::Events;
+use super::incoming::incoming;
 use super::node::Node;
 use ringfold_proto::v1::cluster_server::ClusterServer;
 use ringfold_proto::v1::event_store_server::EventStoreServer;
+use ringfold_tls::Tls;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -34,9 +35,10 @@ pub enum ServeError {
     Transport(#[from] tonic::transport::Error),
 }
 
-/// Serves clients until `shutdown`, then ends what is in flight, for five seconds at most.
+/// Serves clients, with TLS only where there are certificates, until `shutdown`, then ends what is in flight, for five seconds at most.
 pub async fn serve(
     listener: TcpListener,
+    tls: Option<Tls>,
     node: Arc<Node>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
@@ -63,12 +65,9 @@ pub async fn serve(
         .add_service(clusters)
         .add_service(health_service)
         .add_service(reflection)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            async move {
-                let _ = stopped.wait_for(|s| *s).await;
-            },
-        );
+        .serve_with_incoming_shutdown(incoming(listener, tls), async move {
+            let _ = stopped.wait_for(|s| *s).await;
+        });
     let mut server = pin!(server);
     let mut health = pin!(report_health(health, node));
     tokio::select! {

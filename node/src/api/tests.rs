@@ -1,5 +1,7 @@
 //! The services over real connections, two nodes, with the product's apply below and a driver that
 //! commits at once: node 1 leads the even partitions, node 2 the odd ones.
+mod tls;
+
 use super::errors::{ApiError, DOMAIN};
 use super::events::Events;
 use super::node::{Disk, Membership, Node, NodeHooks, NodeInfo};
@@ -29,6 +31,7 @@ use ringfold_proto::v1::cluster_client::ClusterClient;
 use ringfold_proto::v1::event_store_client::EventStoreClient;
 use ringfold_proto::v1::event_store_server::EventStore;
 use ringfold_proto::v1::expected_revision::Expected;
+use ringfold_tls::Tls;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -201,13 +204,18 @@ async fn cluster() -> TestCluster {
 
 /// `members`: whether the nodes belong to a cluster already.
 async fn cluster_of(members: bool) -> TestCluster {
+    cluster_with(members, None).await
+}
+
+async fn cluster_with(members: bool, tls: Option<Tls>) -> TestCluster {
     let disk = MemoryDisk::default();
     let partitions: Vec<_> = (0..PARTITIONS).map(|p| Arc::new(Partition::new(p, &disk))).collect();
     let (meta, _) = watch::channel(Arc::new(MetaState::default()));
     let mut nodes = Vec::new();
     for i in 0..2 {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
         let (rounds, deposed) = (Arc::default(), Arc::default());
         let membership = OnceLock::new();
         let me = Membership { node: NodeId(i as u64 + 1), cluster_id: CLUSTER.into() };
@@ -231,13 +239,17 @@ async fn cluster_of(members: bool) -> TestCluster {
             members: Arc::default(),
             limits: Limits::default(),
             reads: ReadPool::new(1).unwrap(),
-            router: Router::default(),
+            router: Router::new(tls.clone()),
             metrics: Arc::default(),
             readiness: Readiness::default(),
         });
         let shutdown = CancellationToken::new();
-        let served =
-            tokio::spawn(super::serve(listener, node.clone(), shutdown.clone().cancelled_owned()));
+        let served = tokio::spawn(super::serve(
+            listener,
+            tls.clone(),
+            node.clone(),
+            shutdown.clone().cancelled_owned(),
+        ));
         nodes.push(TestNode { node, url, rounds, deposed, shutdown, served: Some(served) });
     }
     let cluster = TestCluster { nodes, partitions, meta };

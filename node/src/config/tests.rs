@@ -104,6 +104,12 @@ fn what_is_wrong_only_together_is_found() {
     assert!(faults(&Given { args: &a, ..NOTHING })[0].contains("two ports"));
     let a = args(&["--client-listen", "127.0.0.1:1", "--http-listen", "127.0.0.1:1"]);
     assert!(faults(&Given { args: &a, ..NOTHING })[0].contains("http_listen and client_listen"));
+    let a = args(&["--tls-cert-file", "/c", "--tls-key-file", "/k"]);
+    assert!(faults(&Given { args: &a, ..NOTHING })[0].contains("all of them"));
+    let tls = ["--tls-cert-file", "/c", "--tls-key-file", "/k", "--tls-ca-file", "/a"];
+    let a = args(&[&tls[..], &["--client-url", "http://h:1"]].concat());
+    assert!(faults(&Given { args: &a, ..NOTHING })[0].contains("https is for a node with TLS"));
+    assert!(settings(&Given { args: &args(&tls), ..NOTHING }).client_url.starts_with("https://"));
     let a = args(&["--election-ticks", "8"]);
     assert!(faults(&Given { args: &a, ..NOTHING })[0].contains("three times"));
 }

@@ -4,11 +4,12 @@ use super::frame::{
     ANSWER_BYTES, ANSWER_START_BYTES, FrameError, HANDSHAKE_HEAD_BYTES, Handshake, HandshakeAnswer,
     Kind, Timing, VERSION, Verdict, take_frame,
 };
+use super::transport::TransportSettings;
 use crate::failpoint;
 use crate::ids::{GroupId, NodeId};
 use bytes::{Bytes, BytesMut};
+use ringfold_tls::{Protocol, Role, Stream};
 use std::io;
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -26,6 +27,8 @@ pub enum DialError {
     Timeout { ms: u64 },
     #[error(transparent)]
     Io(#[from] io::Error),
+    #[error("TLS: {0}")]
+    Tls(io::Error),
     #[error("the answer to the handshake is not understood: {0}")]
     Answer(#[from] FrameError),
     #[error("{}", refusal(*.0, *.1))]
@@ -54,16 +57,21 @@ fn refusal(verdict: Verdict, node: NodeId) -> String {
 pub async fn dial(
     address: &str,
     handshake: &Handshake,
-    limit: Duration,
-) -> Result<(TcpStream, NodeId), DialError> {
+    settings: &TransportSettings,
+) -> Result<(Stream, NodeId), DialError> {
+    let limit = settings.connect_timeout();
     let open = async {
-        let mut stream = TcpStream::connect(address).await?;
-        tune(&stream)?;
+        let tcp = TcpStream::connect(address).await?;
+        tune(&tcp)?;
+        let tls = settings.tls.as_ref();
+        let opened = Stream::opened(tcp, host_of(address), tls, Protocol::Peer).await;
+        let mut stream = opened.and_then(of_node).map_err(DialError::Tls)?;
         let mut bytes = handshake.encode()?;
         if handshake.kind == Kind::Transfer && failpoint::hit("transfer-version", GroupId(1)) {
             bytes[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
         }
         stream.write_all(&bytes).await?;
+        stream.flush().await?;
         let mut bytes = [0; ANSWER_BYTES];
         let (start, rest) = bytes.split_at_mut(ANSWER_START_BYTES);
         stream.read_exact(start).await?;
@@ -85,6 +93,23 @@ pub async fn dial(
     timeout(limit, open).await.unwrap_or(Err(late))
 }
 
+/// The host of `host:port`.
+fn host_of(address: &str) -> &str {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+/// Only nodes speak to nodes.
+fn of_node(stream: Stream) -> io::Result<Stream> {
+    match stream.role() {
+        None | Some(Role::Node) => Ok(stream),
+        Some(role) => {
+            let what = format!("a node's certificate is expected, and it showed one for {role:?}");
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
+        }
+    }
+}
+
 /// Buffer sizes are left alone: a fixed one ends the kernel's own growing of them.
 fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -99,6 +124,8 @@ pub enum GreetError {
     Timeout,
     #[error(transparent)]
     Io(#[from] io::Error),
+    #[error("TLS: {0}")]
+    Tls(io::Error),
     #[error(transparent)]
     Malformed(#[from] FrameError),
     #[error("{:?}: cluster {:?}, from {}, to {}", .0, .1.cluster_id, .1.from, .1.to)]
@@ -109,15 +136,25 @@ pub enum GreetError {
     Timing { handshake: Handshake, ours: Timing },
 }
 
+/// One that says nothing is no fault of its certificate.
+fn refused(error: io::Error) -> GreetError {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => GreetError::Io(error),
+        _ => GreetError::Tls(error),
+    }
+}
+
 /// Reads the handshake of a connection that was accepted, and answers it.
 pub async fn greet(
-    stream: &mut TcpStream,
+    tcp: TcpStream,
     local: Option<&LocalNode>,
-    timing: Timing,
-    limit: Duration,
-) -> Result<Handshake, GreetError> {
+    settings: &TransportSettings,
+) -> Result<(Stream, Handshake), GreetError> {
+    let (timing, limit) = (settings.timing, settings.handshake_timeout());
     let read = async {
-        tune(stream)?;
+        tune(&tcp)?;
+        let accepted = Stream::accepted(tcp, settings.tls.as_ref(), Protocol::Peer).await;
+        let mut stream = accepted.and_then(of_node).map_err(refused)?;
         let mut head = [0; HANDSHAKE_HEAD_BYTES];
         stream.read_exact(&mut head).await?;
         let outcome = match Handshake::tail_bytes(&head) {
@@ -139,8 +176,9 @@ pub async fn greet(
         let node = local.map_or(NodeId(0), |l| l.node);
         let answer = HandshakeAnswer { version: VERSION, verdict, node, nonce, timing };
         stream.write_all(&answer.encode()).await?;
+        stream.flush().await?;
         match outcome {
-            Ok(h) if verdict == Verdict::Accepted => Ok(h),
+            Ok(h) if verdict == Verdict::Accepted => Ok((stream, h)),
             Ok(handshake) if verdict == Verdict::WrongTiming => {
                 Err(GreetError::Timing { handshake, ours: timing })
             }

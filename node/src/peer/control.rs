@@ -12,9 +12,9 @@ use ringfold_proto::internal::{
     JoinAnswer, Manifest, Offer, Refusal, Report, ReportAnswer, Step, StepAnswer, Taken,
     TransferDone,
 };
+use ringfold_tls::Stream;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 const REQUEST_BYTES_MAX: usize = 256 << 10;
@@ -104,13 +104,13 @@ pub enum ControlError {
 
 /// A connection for requests.
 pub struct PeerClient {
-    reader: FrameReader<TcpStream>,
+    reader: FrameReader<Stream>,
     /// Who answered the handshake; 0: a node without an id yet.
     pub node: NodeId,
 }
 
 impl PeerClient {
-    pub(super) fn new(stream: TcpStream, node: NodeId) -> PeerClient {
+    pub(super) fn new(stream: Stream, node: NodeId) -> PeerClient {
         PeerClient { reader: FrameReader::new(stream, ANSWER_BYTES_MAX), node }
     }
 
@@ -192,15 +192,17 @@ impl PeerClient {
     }
 }
 
-async fn write(stream: &mut TcpStream, message: &impl Message) -> std::io::Result<()> {
+async fn write(stream: &mut Stream, message: &impl Message) -> std::io::Result<()> {
     let mut frame = BytesMut::with_capacity(super::frame::FRAME_HEAD_BYTES + message.encoded_len());
     put_frame(&mut frame, |out| message.encode_raw(out));
-    stream.write_all(&frame).await
+    stream.write_all(&frame).await?;
+    // TLS keeps the end of it otherwise.
+    stream.flush().await
 }
 
 /// Answers requests until the connection ends.
 pub(super) async fn serve(
-    stream: TcpStream,
+    stream: Stream,
     from: NodeId,
     handlers: &Handlers,
     counters: &Counters,

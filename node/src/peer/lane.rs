@@ -12,11 +12,11 @@ use crate::ids::NodeId;
 use crate::raft::message::{Channel, PeerMessage};
 use bytes::BytesMut;
 use parking_lot::Mutex;
+use ringfold_tls::Stream;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -99,7 +99,7 @@ impl Lane {
         let mut failing = false;
         while let (Some(local), Some(address)) = (shared.local.get(), shared.book.get(self.node)) {
             let handshake = self.handshake(local, shared.settings.timing);
-            match dial(&address.peer_address, &handshake, shared.settings.connect_timeout()).await {
+            match dial(&address.peer_address, &handshake, &shared.settings).await {
                 Ok((stream, _)) => {
                     count(&shared.counters.connects, 1);
                     tracing::info!(
@@ -165,7 +165,7 @@ impl Lane {
     /// Writes what waits, and a pulse each second, until the connection ends.
     async fn pump(
         &self,
-        mut stream: TcpStream,
+        mut stream: Stream,
         shared: &Shared,
         changes: &mut Changes,
         generation: u64,
@@ -197,7 +197,7 @@ impl Lane {
                 tokio::select! {
                     biased;
                     () = self.wake.notified() => {}
-                    error = broken(&stream) => return End::Lost(error),
+                    error = stream.broken() => return End::Lost(error),
                     () = changes.changed() => if moved() { return End::Moved },
                     () = &mut next_pulse => {}
                     () = shared.stop.cancelled() => return End::Stopped,
@@ -206,7 +206,11 @@ impl Lane {
             }
             debug_assert!(buffer.len() >= FRAME_HEAD_BYTES);
             let written = {
-                let write = stream.write_all(&buffer);
+                let write = async {
+                    stream.write_all(&buffer).await?;
+                    // TLS keeps the end of it otherwise.
+                    stream.flush().await
+                };
                 tokio::pin!(write);
                 loop {
                     tokio::select! {
@@ -225,21 +229,6 @@ impl Lane {
             if buffer.capacity() > KEPT_BUFFER_BYTES {
                 buffer = BytesMut::new();
             }
-        }
-    }
-}
-
-/// Ready once the peer has closed the connection: it never writes on it.
-async fn broken(stream: &TcpStream) -> io::Error {
-    loop {
-        if let Err(error) = stream.readable().await {
-            return error;
-        }
-        match stream.try_read(&mut [0; 1]) {
-            Ok(0) => return io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the peer"),
-            Ok(_) => return io::Error::new(io::ErrorKind::InvalidData, "the peer wrote on it"),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return error,
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::ids::NodeId;
 use crate::raft::message::PeerMessage;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use ringfold_tls::Stream;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -81,23 +82,21 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(&self, mut stream: TcpStream, place: OwnedSemaphorePermit) {
+    async fn run(&self, stream: TcpStream, place: OwnedSemaphorePermit) {
         let local = self.shared.local.get();
-        let limit = self.shared.settings.handshake_timeout();
-        let handshake =
-            match greet(&mut stream, local.as_ref(), self.shared.settings.timing, limit).await {
-                Ok(h) => h,
-                Err(error) => {
-                    // One that says nothing at all is a health check or a port scan.
-                    if !matches!(error, GreetError::Io(_)) {
-                        count(&self.shared.counters.refused_handshakes, 1);
-                        if self.log.allows() {
-                            tracing::warn!(address = %self.address, %error, "refused a connection");
-                        }
+        let (stream, handshake) = match greet(stream, local.as_ref(), &self.shared.settings).await {
+            Ok(greeted) => greeted,
+            Err(error) => {
+                // One that says nothing at all is a health check or a port scan.
+                if !matches!(error, GreetError::Io(_)) {
+                    count(&self.shared.counters.refused_handshakes, 1);
+                    if self.log.allows() {
+                        tracing::warn!(address = %self.address, %error, "refused a connection");
                     }
-                    return;
                 }
-            };
+                return;
+            }
+        };
         count(&self.shared.counters.accepted, 1);
         match handshake.kind {
             Kind::Votes | Kind::Entries => {
@@ -112,7 +111,7 @@ impl Connection {
         }
     }
 
-    async fn take_messages(&self, stream: TcpStream, handshake: &Handshake) {
+    async fn take_messages(&self, stream: Stream, handshake: &Handshake) {
         let key = (handshake.from, handshake.kind);
         let serial = self.raft.serial.fetch_add(1, Ordering::Relaxed);
         let replaced = CancellationToken::new();
@@ -142,7 +141,7 @@ impl Connection {
     }
 
     /// Hands on the messages of one connection until it ends.
-    async fn messages(&self, stream: TcpStream, from: NodeId) -> ReadFrameError {
+    async fn messages(&self, stream: Stream, from: NodeId) -> ReadFrameError {
         let heard = self.shared.heard(from);
         let budget_bytes = self.shared.settings.receive_bytes.min(Semaphore::MAX_PERMITS);
         let budget = Arc::new(Semaphore::new(budget_bytes));

@@ -13,6 +13,7 @@ use crate::ids::NodeId;
 use crate::raft::message::{Channel, PeerMessage};
 use parking_lot::RwLock;
 use ringfold_proto::internal::{Hello, HelloAnswer, Join, JoinAnswer};
+use ringfold_tls::Tls;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -40,6 +41,8 @@ pub struct TransportSettings {
     pub connections_max: usize,
     /// What this node runs with: peers with another one are refused.
     pub timing: Timing,
+    /// `None`: peers are spoken to in the clear.
+    pub tls: Option<Tls>,
 }
 
 impl Default for TransportSettings {
@@ -52,6 +55,7 @@ impl Default for TransportSettings {
             receive_bytes: 64 << 20,
             connections_max: 256,
             timing: Timing { tick_ms: 100, election_ticks: 10 },
+            tls: None,
         }
     }
 }
@@ -305,7 +309,7 @@ impl Transport {
             nonce: rand::random(),
             timing: self.0.settings.timing,
         };
-        let (stream, node) = dial(address, &handshake, self.0.settings.connect_timeout()).await?;
+        let (stream, node) = dial(address, &handshake, &self.0.settings).await?;
         Ok(PeerClient::new(stream, node))
     }
 
@@ -340,7 +344,7 @@ impl Transport {
             nonce: rand::random(),
             timing: self.0.settings.timing,
         };
-        let (stream, node) = dial(address, &handshake, self.0.settings.connect_timeout()).await?;
+        let (stream, node) = dial(address, &handshake, &self.0.settings).await?;
         PeerClient::new(stream, node).hello(Hello::default()).await
     }
 

@@ -8,6 +8,7 @@ fn plan(folder: &Path) -> NodePlan {
         peer_port: 2,
         gossip_port: 3,
         http_port: 4,
+        tls: None,
         gossip_key_file: folder.join("gossip.key"),
         data_dir: folder.join("d"),
         log_file: folder.join("node-0.log"),

@@ -73,7 +73,7 @@ fn members(topology: &Topology) -> impl Iterator<Item = &Member> {
 pub fn first_port(topology: &Topology) -> Result<u16, CliError> {
     let mut ports = members(topology).map(|m| {
         let number = m.name.strip_prefix("node-")?.parse::<u32>().ok()?;
-        let port = m.client_url.strip_prefix("http://127.0.0.1:")?;
+        let (_, port) = m.client_url.split_once("://127.0.0.1:")?;
         let port = port.trim_end_matches('/').parse::<u32>().ok()?;
         u16::try_from(port.checked_sub(number.checked_mul(PORTS_STEP)?)?).ok()
     });

@@ -428,3 +428,58 @@ async fn a_newer_connection_of_a_peer_takes_the_place_of_the_older() {
     newer.write_all(&frame).await.unwrap();
     b.receives(1).await;
 }
+
+/// A certificate of the role, by an authority, of a process that trusts `trusts`.
+fn certificate(
+    by: &ringfold_tls::issue::Authority,
+    role: ringfold_tls::Role,
+    trusts: &ringfold_tls::issue::Authority,
+) -> ringfold_tls::Tls {
+    use ringfold_tls::issue::{Issued, Subject};
+    let dir = tempfile::tempdir().unwrap();
+    let subject = Subject {
+        name: "test",
+        hosts: &["127.0.0.1".to_owned()],
+        role,
+        not_before_unix_s: 0,
+        not_after_unix_s: 30_000_000_000,
+    };
+    by.issue(&subject).unwrap().write(dir.path(), &trusts.issued.cert).unwrap();
+    ringfold_tls::Tls::open(Issued::files(dir.path())).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_tls_messages_and_requests_pass_between_nodes_of_the_cluster_only() {
+    use ringfold_tls::{Role, issue::Authority};
+    let authority = |name| Authority::new(name, 0, 30_000_000_000).unwrap();
+    let (ours, foreign) = (authority("ours"), authority("foreign"));
+    let with = |node, tls| {
+        let settings = TransportSettings { tls, ..Default::default() };
+        peer_with(Some((CLUSTER, node)), settings)
+    };
+    let node = || Some(certificate(&ours, Role::Node, &ours));
+    let (a, b) = (with(1, node()).await, with(2, node()).await);
+    a.knows(2, &b);
+    let sent: Vec<_> = (0..50).map(|i| message(i, vec![i as u8; 100_000])).collect();
+    a.send(2, Channel::Entries, sent.clone());
+    let expected: Vec<_> = sent.into_iter().map(|m| (NodeId(1), m)).collect();
+    assert_eq!(b.receives(50).await, expected);
+    let hello = a.transport.hello(&b.address, Hello::default()).await.unwrap();
+    assert_eq!(hello.node_id, 2);
+
+    for stranger in [
+        None,
+        Some(certificate(&foreign, Role::Node, &ours)),
+        Some(certificate(&ours, Role::Client, &ours)),
+        Some(certificate(&ours, Role::Admin, &ours)),
+    ] {
+        let c = with(3, stranger).await;
+        c.knows(2, &b);
+        c.send(2, Channel::Entries, [message(9, vec![9; 10])]);
+        assert!(c.transport.hello(&b.address, Hello::default()).await.is_err());
+        // Nor does a node take them for one of its own.
+        assert!(b.transport.hello(&c.address, Hello::default()).await.is_err());
+    }
+    assert!(b.received.lock().is_empty());
+    until("strangers are counted", || b.counter("refused_handshakes") >= 3).await;
+}
