@@ -14,7 +14,9 @@ pub async fn connect(global: &Global) -> Result<Client, CliError> {
         true => kubernetes::forward::config(global).await?,
         false => ClientConfig::new(global.endpoints()),
     };
-    config.tls = tls(global)?;
+    if let Some(tls) = tls(global)? {
+        config.tls = Some(tls);
+    }
     config.deadline = Duration::from_millis(global.timeout_ms);
     let endpoints = config.endpoints.join(",");
     Client::connect(config).await.map_err(|e| {

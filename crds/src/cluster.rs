@@ -118,6 +118,9 @@ pub struct EventStoreClusterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub priority_class_name: Option<String>,
+    /// Encryption of what nodes and clients say to each other.
+    #[serde(default)]
+    pub tls: Tls,
     /// How fast and how many replicas move at once.
     #[serde(default)]
     pub rebalance: Rebalance,
@@ -127,8 +130,8 @@ pub struct EventStoreClusterSpec {
     #[schemars(extend("maxProperties" = 64))]
     // Over a constant list: the names in the map have no bound, and a rule over them would cost too much.
     #[x_kube(validation = Rule::new(
-        "['data_dir', 'name', 'client_listen', 'peer_listen', 'gossip_listen', 'client_url', 'peer_address', 'gossip_advertise', 'seeds', 'zone', 'gossip_key', 'gossip_key_file', 'gossip_previous_key', 'gossip_previous_key_file', 'http_listen', 'stop_wait_ms', 'log_format', 'moves_per_node', 'move_bytes_per_s'].all(k, !(k in self))"
-    ).message("config must not hold what the operator sets itself: data_dir, name, client_listen, peer_listen, gossip_listen, client_url, peer_address, gossip_advertise, seeds, zone, gossip_key, gossip_key_file, gossip_previous_key, gossip_previous_key_file, http_listen, stop_wait_ms, log_format, moves_per_node, move_bytes_per_s"))]
+        "['data_dir', 'name', 'client_listen', 'peer_listen', 'gossip_listen', 'client_url', 'peer_address', 'gossip_advertise', 'seeds', 'zone', 'gossip_key', 'gossip_key_file', 'gossip_previous_key', 'gossip_previous_key_file', 'http_listen', 'stop_wait_ms', 'tls_cert_file', 'tls_key_file', 'tls_ca_file', 'log_format', 'moves_per_node', 'move_bytes_per_s'].all(k, !(k in self))"
+    ).message("config must not hold what the operator sets itself: data_dir, name, client_listen, peer_listen, gossip_listen, client_url, peer_address, gossip_advertise, seeds, zone, gossip_key, gossip_key_file, gossip_previous_key, gossip_previous_key_file, http_listen, stop_wait_ms, tls_cert_file, tls_key_file, tls_ca_file, log_format, moves_per_node, move_bytes_per_s"))]
     pub config: BTreeMap<String, String>,
     /// ServiceAccount of the pods.
     #[serde(default)]
@@ -255,6 +258,29 @@ pub enum ZoneMode {
     #[default]
     Preferred,
     Required,
+    Disabled,
+}
+
+/// Encryption of what nodes and clients say to each other.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Tls {
+    /// Operator: nodes speak TLS only, and the operator issues and renews their certificates, those of
+    /// applications (Secret `<name>-client-tls`) and of administrators (`<name>-admin-tls`). Disabled:
+    /// in the clear. It is fixed when the cluster is created.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf")
+        .message("tls.mode cannot be changed: nodes with and without TLS do not understand each other"))]
+    pub mode: TlsMode,
+}
+
+/// Who issues certificates.
+#[derive(
+    schemars::JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq,
+)]
+pub enum TlsMode {
+    Operator,
+    #[default]
     Disabled,
 }
 

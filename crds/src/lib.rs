@@ -12,8 +12,8 @@ mod status;
 
 pub use cluster::{
     DeletionPolicy, EventStoreCluster, EventStoreClusterSpec, ImagePullPolicy, NetworkPolicy,
-    PodDisruptionBudget, Rebalance, Service, ServiceAccount, ServiceType, Storage, Upgrade,
-    ZoneMode, Zones,
+    PodDisruptionBudget, Rebalance, Service, ServiceAccount, ServiceType, Storage, Tls, TlsMode,
+    Upgrade, ZoneMode, Zones,
 };
 pub use status::{
     EventStoreClusterStatus, MemberStatus, Operation, OperationType, PartitionsStatus,

@@ -25,3 +25,14 @@ pub fn host(cluster: &str, namespace: &str, pod: &str) -> String {
 pub fn claim(pod: &str) -> String {
     format!("data-{pod}")
 }
+
+/// Name of the Secret with certificates of a role: `node`, `admin` or `client`.
+pub fn certificate(cluster: &str, role: &str) -> String {
+    format!("{cluster}-{role}-tls")
+}
+
+/// URL of a node's API.
+pub fn client_url(cluster: &str, namespace: &str, pod: &str, tls: bool) -> String {
+    let scheme = if tls { "https" } else { "http" };
+    format!("{scheme}://{}:{CLIENT_PORT}", host(cluster, namespace, pod))
+}

@@ -100,6 +100,12 @@ fn cases() -> Vec<Case> {
             json!({"replicationFactor": 1}),
         ),
         update(
+            "tls.mode cannot be changed",
+            json!({"tls": {"mode": "Operator"}}),
+            json!({"tls": {"mode": "Disabled"}}),
+            json!({"tls": {"mode": "Operator"}}),
+        ),
+        update(
             "replicationFactor cannot be changed",
             json!({"replicationFactor": 3}),
             json!({"replicationFactor": 1}),

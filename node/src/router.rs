@@ -191,6 +191,11 @@ impl Router {
         Router { tls, ..Router::default() }
     }
 
+    /// This node's certificates.
+    pub fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+
     /// The leader that another node named, where no replica is here.
     pub fn hint(&self, partition: u32) -> Option<NodeId> {
         let node = self.hints.get(partition as usize)?.load(Ordering::Relaxed);

@@ -68,7 +68,7 @@ pub fn gossip(cluster: &Cluster, key: &str) -> Secret {
 }
 
 /// Secrets outlive the resource, as the volumes do, unless it asks for their deletion.
-fn secret<const N: usize>(cluster: &Cluster, name: String, data: [(&str, &str); N]) -> Secret {
+pub fn secret<const N: usize>(cluster: &Cluster, name: String, data: [(&str, &str); N]) -> Secret {
     let mut metadata = meta(cluster, name);
     if cluster.deletion_policy == DeletionPolicy::Retain {
         metadata.owner_references = None;
@@ -122,12 +122,7 @@ fn meta(cluster: &Cluster, name: String) -> ObjectMeta {
     }
 }
 
-pub use ringfold_crds::names::host;
-
-/// URL of a node's API. One place to change once nodes speak TLS.
-pub fn client_url(cluster: &str, namespace: &str, pod: &str) -> String {
-    format!("http://{}:{CLIENT_PORT}", host(cluster, namespace, pod))
-}
+pub use ringfold_crds::names::{client_url, host};
 
 #[cfg(test)]
 mod tests;

@@ -272,7 +272,10 @@ impl Context {
         failpoint::hit("observed").await;
         let running = world.stateful_set.as_ref().map(|s| s.image.as_str());
         let image = build::image(cluster, running, &self.release);
-        let live = Live { client: &self.client, cluster, image };
+        let pods = world.stateful_set.as_ref().map_or(0, |s| s.replicas);
+        let said = |o| world.reports.get(&o).and_then(|r| r.authorities.clone());
+        let trusted: Vec<_> = (0..pods).map(said).collect();
+        let live = Live { client: &self.client, cluster, image, trusted: &trusted };
         let done = carry_out(cluster, &world, &decision, &live, plane).await;
         let (outcome, error) = match done {
             Ok(outcome) => (outcome, None),

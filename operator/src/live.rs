@@ -1,4 +1,5 @@
 //! The edges: the Kubernetes API and the nodes. What is decided lies elsewhere.
+mod certificates;
 mod kubernetes;
 mod observe;
 mod plane;

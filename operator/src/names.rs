@@ -10,6 +10,17 @@ pub const CONFIG_HASH: &str = "ringfold.dev/config-hash";
 /// On whatever is applied: a hash of what was built. What is not built any more would not show in a
 /// comparison of the rest.
 pub const BUILT: &str = "ringfold.dev/built";
+/// On Secrets of certificates: when they run out, unix seconds.
+pub const NOT_AFTER: &str = "ringfold.dev/not-after";
+/// On Secrets of certificates: the authority that issued it, and for which hosts.
+pub const ISSUER: &str = "ringfold.dev/issuer";
+pub const HOSTS: &str = "ringfold.dev/hosts";
+/// On the Secret of the authorities: when the next one runs out, and nothing of the previous is valid.
+pub const NEXT_NOT_AFTER: &str = "ringfold.dev/next-not-after";
+pub const PREVIOUS_UNTIL: &str = "ringfold.dev/previous-until";
+/// On the Secret of the authorities: a person asks for another one now, or to trust the previous no more.
+pub const REPLACE_AUTHORITY: &str = "ringfold.dev/replace-authority";
+pub const DROP_PREVIOUS: &str = "ringfold.dev/drop-previous-authority";
 /// Key in the identity Secret.
 pub const CLUSTER_ID: &str = "cluster-id";
 /// Keys in the gossip Secret.
@@ -19,6 +30,11 @@ pub const GOSSIP_PREVIOUS: &str = "previous";
 /// Name of the Secret with the cluster's id.
 pub fn identity(cluster: &str) -> String {
     format!("{cluster}-cluster")
+}
+
+/// Name of the Secret with the cluster's own authorities, which only the operator reads.
+pub fn authorities(cluster: &str) -> String {
+    format!("{cluster}-ca")
 }
 
 /// Name of the Secret with the gossip keys.

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{
 };
 use ringfold_crds::{
     DeletionPolicy, EventStoreCluster, ImagePullPolicy, NetworkPolicy, Service, ServiceAccount,
-    Zones,
+    TlsMode, Zones,
 };
 
 use crate::quantity;
@@ -36,6 +36,8 @@ pub struct Cluster {
     pub node_selector: BTreeMap<String, String>,
     pub tolerations: Vec<Toleration>,
     pub priority_class_name: Option<String>,
+    /// The operator issues certificates; else all is said in the clear.
+    pub tls: bool,
     pub moves_per_node: u32,
     pub move_bytes_per_s: u64,
     pub config: BTreeMap<String, String>,
@@ -132,6 +134,7 @@ pub fn validate(resource: &EventStoreCluster) -> Result<Cluster, Invalid> {
         node_selector: spec.node_selector,
         tolerations: spec.tolerations,
         priority_class_name: spec.priority_class_name,
+        tls: spec.tls.mode == TlsMode::Operator,
         moves_per_node: count(
             "rebalance.maxMovesPerNode",
             spec.rebalance.max_moves_per_node,

@@ -95,6 +95,8 @@ pub struct Report {
     pub lost_reason: Option<String>,
     /// What it waits for before it is ready; empty: it is.
     pub waiting: Vec<String>,
+    /// Hash of the authorities that it trusts; `None`: there is no TLS.
+    pub authorities: Option<String>,
 }
 
 /// The cluster as its data plane sees it.

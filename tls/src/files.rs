@@ -30,6 +30,14 @@ pub enum TlsError {
     Unusable(String),
 }
 
+/// The same, read already.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Pem {
+    pub cert: Vec<u8>,
+    pub key: Vec<u8>,
+    pub ca: Vec<u8>,
+}
+
 pub(crate) struct Loaded {
     /// Of the content of all files.
     pub fingerprint: blake3::Hash,
@@ -52,20 +60,28 @@ impl Files {
                 reason: e.to_string(),
             })
         };
-        let (cert, key, ca) = (read(&self.cert)?, read(&self.key)?, read(&self.ca)?);
+        let pem = Pem { cert: read(&self.cert)?, key: read(&self.key)?, ca: read(&self.ca)? };
+        pem.load(self)
+    }
+}
+
+impl Pem {
+    /// `from`: what errors call the parts.
+    pub(crate) fn load(&self, from: &Files) -> Result<Loaded, TlsError> {
+        let Pem { cert, key, ca } = self;
         let mut hasher = blake3::Hasher::new();
-        for content in [&cert, &key, &ca] {
+        for content in [cert, key, ca] {
             hasher.update(&(content.len() as u64).to_le_bytes()).update(content);
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
-        for authority in certificates(&self.ca, &ca)? {
+        for authority in certificates(&from.ca, ca)? {
             roots.add(authority).map_err(unusable)?;
         }
         let roots = Arc::new(roots);
-        let chain = certificates(&self.cert, &cert)?;
-        let key = PrivateKeyDer::from_pem_slice(&key).map_err(|e| TlsError::Pem {
-            path: self.key.display().to_string(),
+        let chain = certificates(&from.cert, cert)?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| TlsError::Pem {
+            path: from.key.display().to_string(),
             expected: "a private key",
             reason: e.to_string(),
         })?;
@@ -73,7 +89,7 @@ impl Files {
         let client = |alpn: &[u8]| client(&provider, &roots, &chain, &key, alpn).map(Arc::new);
         Ok(Loaded {
             fingerprint: hasher.finalize(),
-            authorities: blake3::hash(&ca).to_hex()[..16].to_owned(),
+            authorities: blake3::hash(ca).to_hex()[..16].to_owned(),
             http2_server: server(HTTP2)?,
             peer_server: server(PEER)?,
             http2_client: client(HTTP2)?,

@@ -11,7 +11,7 @@ mod stream;
 #[cfg(all(test, feature = "issue"))]
 mod tests;
 
-pub use files::{Files, TlsError};
+pub use files::{Files, Pem, TlsError};
 pub use role::Role;
 pub use stream::Stream;
 
@@ -59,12 +59,34 @@ impl Tls {
         Ok(Tls(Arc::new(Shared { files, now })))
     }
 
+    /// Of what was read already. `name`: what errors call it.
+    ///
+    /// # Errors
+    /// When the parts do not belong together.
+    pub fn from_pem(name: &str, pem: &Pem) -> Result<Tls, TlsError> {
+        let part = |part: &str| format!("{part} of {name}").into();
+        let files = Files { cert: part("tls.crt"), key: part("tls.key"), ca: part("ca.crt") };
+        let now = ArcSwap::from_pointee(pem.load(&files)?);
+        Ok(Tls(Arc::new(Shared { files, now })))
+    }
+
+    /// Takes others in place of those before; true: they are others.
+    ///
+    /// # Errors
+    /// As [`Tls::from_pem`]; what was there before stays.
+    pub fn replace(&self, pem: &Pem) -> Result<bool, TlsError> {
+        self.take(pem.load(&self.0.files)?)
+    }
+
     /// Reads the files again; true: they say something new, which holds for new connections.
     ///
     /// # Errors
     /// As [`Tls::open`]; what was read before stays.
     pub fn reload(&self) -> Result<bool, TlsError> {
-        let loaded = self.0.files.load()?;
+        self.take(self.0.files.load()?)
+    }
+
+    fn take(&self, loaded: files::Loaded) -> Result<bool, TlsError> {
         let changed = loaded.fingerprint != self.0.now.load().fingerprint;
         if changed {
             self.0.now.store(Arc::new(loaded));

@@ -70,7 +70,8 @@ mod tests {
     async fn a_commands_exit_code_is_kept() {
         for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137)] {
             let command = ["sh".into(), "-c".into(), script.into()];
-            let mut beside = Beside::start(&command, &[("RINGFOLD_ENDPOINTS", "http://e".into())]).unwrap();
+            let mut beside =
+                Beside::start(&command, &[("RINGFOLD_ENDPOINTS", "http://e".into())]).unwrap();
             assert_eq!(beside.wait().await.unwrap(), code);
         }
         let command = ["sh".into(), "-c".into(), "test $RINGFOLD_ENDPOINTS = a,b".into()];

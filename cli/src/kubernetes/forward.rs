@@ -3,12 +3,13 @@
 use super::{Args, connect, failed};
 use crate::Global;
 use crate::error::{CliError, Exit};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::ListParams;
-use kube::{Api, ResourceExt as _};
-use ringfold_client::{ClientConfig, Connector};
-use ringfold_crds::EventStoreCluster;
-use ringfold_crds::names::{CLIENT_PORT, CLUSTER_LABEL, NAME_LABEL, host};
+use kube::{Api, Client, ResourceExt as _};
+use ringfold_client::{ClientConfig, Connector, Tls};
+use ringfold_crds::names::{CLUSTER_LABEL, NAME_LABEL, certificate, client_url, host};
+use ringfold_crds::{EventStoreCluster, TlsMode};
+use ringfold_tls::Pem;
 use std::io;
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ pub async fn config(global: &Global) -> Result<ClientConfig, CliError> {
             the_one(&namespace, listed.iter().map(|c| c.name_any()).collect())?
         }
     };
-    let pods: Api<Pod> = Api::namespaced(client, &namespace);
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
     let (label, value) = NAME_LABEL;
     let labels = ListParams::default().labels(&format!("{label}={value},{CLUSTER_LABEL}={name}"));
     let found = pods.list(&labels).await;
@@ -50,12 +51,38 @@ pub async fn config(global: &Global) -> Result<ClientConfig, CliError> {
     }
     running.sort_by_key(|p| !is_ready(p));
     let names = running.iter().take(ENDPOINTS_MAX).map(|p| p.name_any());
-    let urls = names.map(|p| format!("http://{}:{CLIENT_PORT}", host(&name, &namespace, &p)));
+    let tls = certificates(&clusters, &name, &namespace, &client).await?;
+    let urls = names.map(|p| client_url(&name, &namespace, &p, tls.is_some()));
     let mut config = ClientConfig::new(urls);
     config.connect_timeout = CONNECT_TIMEOUT;
     config.channels_per_node = 1;
+    config.tls = tls;
     config.connector = Some(connector(pods, name, namespace));
     Ok(config)
+}
+
+/// The administrator's certificate, where the cluster speaks TLS.
+async fn certificates(
+    clusters: &Api<EventStoreCluster>,
+    name: &str,
+    namespace: &str,
+    client: &Client,
+) -> Result<Option<Tls>, CliError> {
+    let cluster = clusters.get(name).await;
+    let cluster = cluster.map_err(|e| failed(format_args!("the cluster {namespace}/{name}"), e))?;
+    if cluster.spec.tls.mode == TlsMode::Disabled {
+        return Ok(None);
+    }
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let secret = certificate(name, "admin");
+    let found = secrets.get(&secret).await;
+    let found = found.map_err(|e| failed(format_args!("the Secret {namespace}/{secret}"), e))?;
+    let part = |key: &str| {
+        let part = found.data.as_ref().and_then(|d| d.get(key)).map(|b| b.0.clone());
+        part.ok_or_else(|| CliError::other(format!("the Secret {namespace}/{secret} has no {key}")))
+    };
+    let pem = Pem { cert: part("tls.crt")?, key: part("tls.key")?, ca: part("ca.crt")? };
+    Tls::from_pem(&secret, &pem).map(Some).map_err(|e| CliError::other(e.to_string()))
 }
 
 /// The only cluster of a namespace.

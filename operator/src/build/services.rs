@@ -8,14 +8,15 @@ use ringfold_crds::ServiceType;
 use super::{CLIENT_PORT, GOSSIP_PORT, PEER_PORT, meta, selector_labels};
 use crate::{names, validate::Cluster};
 
-fn port(name: &str, port: i32, protocol: &str) -> ServicePort {
+/// `tls`: of the whole cluster.
+fn port(tls: bool, name: &str, port: i32, protocol: &str) -> ServicePort {
     ServicePort {
         name: Some(name.into()),
         port,
         target_port: Some(IntOrString::String(name.into())),
         protocol: Some(protocol.into()),
         // What speaks HTTP/2 from its first byte is not to be guessed at.
-        app_protocol: (name == "client").then(|| "kubernetes.io/h2c".into()),
+        app_protocol: (name == "client" && !tls).then(|| "kubernetes.io/h2c".into()),
         ..ServicePort::default()
     }
 }
@@ -29,9 +30,9 @@ pub fn nodes(cluster: &Cluster) -> Service {
             publish_not_ready_addresses: Some(true),
             selector: Some(selector_labels(&cluster.name)),
             ports: Some(vec![
-                port("client", CLIENT_PORT, "TCP"),
-                port("peer", PEER_PORT, "TCP"),
-                port("gossip", GOSSIP_PORT, "UDP"),
+                port(cluster.tls, "client", CLIENT_PORT, "TCP"),
+                port(cluster.tls, "peer", PEER_PORT, "TCP"),
+                port(cluster.tls, "gossip", GOSSIP_PORT, "UDP"),
             ]),
             ..ServiceSpec::default()
         }),
@@ -53,7 +54,7 @@ pub fn client(cluster: &Cluster) -> Service {
         spec: Some(ServiceSpec {
             type_: Some(kind.into()),
             selector: Some(selector_labels(&cluster.name)),
-            ports: Some(vec![port("client", CLIENT_PORT, "TCP")]),
+            ports: Some(vec![port(cluster.tls, "client", CLIENT_PORT, "TCP")]),
             ..ServiceSpec::default()
         }),
         ..Service::default()

@@ -20,7 +20,7 @@ use k8s_openapi::{
         api::resource::Quantity, apis::meta::v1::ObjectMeta, util::intstr::IntOrString,
     },
 };
-use ringfold_crds::{DeletionPolicy, ImagePullPolicy, ZoneMode};
+use ringfold_crds::{DeletionPolicy, ImagePullPolicy, ZoneMode, names::certificate};
 
 use super::{
     CLIENT_PORT, GOSSIP_PORT, HTTP_PORT, PEER_PORT, client_url, config_map, host, meta, selector,
@@ -35,6 +35,7 @@ const STOP_WAIT_MS: u64 = 90_000;
 const USER: i64 = 65_532;
 const CONFIG_DIR: &str = "/etc/ringfold/config";
 const GOSSIP_DIR: &str = "/etc/ringfold/gossip";
+const TLS_DIR: &str = "/etc/ringfold/tls";
 
 pub fn build(cluster: &Cluster, image: &str, sizing: &Sizing, config: &ConfigMap) -> StatefulSet {
     let mut metadata = meta(cluster, cluster.name.clone());
@@ -126,27 +127,36 @@ fn template(cluster: &Cluster, image: &str, config: &ConfigMap) -> PodTemplateSp
                 ..PodSecurityContext::default()
             }),
             containers: vec![container(cluster, image)],
-            volumes: Some(vec![
-                Volume {
-                    name: "config".into(),
-                    config_map: Some(ConfigMapVolumeSource {
-                        name: names::config(&cluster.name),
-                        ..ConfigMapVolumeSource::default()
-                    }),
-                    ..Volume::default()
-                },
-                Volume {
-                    name: "gossip".into(),
-                    secret: Some(SecretVolumeSource {
-                        secret_name: Some(names::gossip(&cluster.name)),
-                        ..SecretVolumeSource::default()
-                    }),
-                    ..Volume::default()
-                },
-            ]),
+            volumes: Some(volumes(cluster)),
             ..PodSpec::default()
         }),
     }
+}
+
+fn volumes(cluster: &Cluster) -> Vec<Volume> {
+    let secret = |name: &str, secret: String| Volume {
+        name: name.into(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(secret),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    };
+    let mut volumes = vec![
+        Volume {
+            name: "config".into(),
+            config_map: Some(ConfigMapVolumeSource {
+                name: names::config(&cluster.name),
+                ..ConfigMapVolumeSource::default()
+            }),
+            ..Volume::default()
+        },
+        secret("gossip", names::gossip(&cluster.name)),
+    ];
+    if cluster.tls {
+        volumes.push(secret("tls", certificate(&cluster.name, "node")));
+    }
+    volumes
 }
 
 fn some_map(map: &BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
@@ -230,11 +240,17 @@ fn container(cluster: &Cluster, image: &str) -> Container {
             }),
             ..SecurityContext::default()
         }),
-        volume_mounts: Some(vec![
-            mount("data", "/data", false),
-            mount("config", CONFIG_DIR, true),
-            mount("gossip", GOSSIP_DIR, true),
-        ]),
+        volume_mounts: Some(
+            [
+                Some(mount("data", "/data", false)),
+                Some(mount("config", CONFIG_DIR, true)),
+                Some(mount("gossip", GOSSIP_DIR, true)),
+                cluster.tls.then(|| mount("tls", TLS_DIR, true)),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+        ),
         ..Container::default()
     }
 }
@@ -269,11 +285,21 @@ fn env(cluster: &Cluster) -> Vec<EnvVar> {
         value("RINGFOLD_NODE_GOSSIP_LISTEN", format!("0.0.0.0:{GOSSIP_PORT}")),
         value("RINGFOLD_NODE_HTTP_LISTEN", format!("0.0.0.0:{HTTP_PORT}")),
         value("RINGFOLD_NODE_STOP_WAIT_MS", STOP_WAIT_MS.to_string()),
-        value("RINGFOLD_NODE_CLIENT_URL", client_url(name, namespace, "$(RINGFOLD_NODE_NAME)")),
+        value(
+            "RINGFOLD_NODE_CLIENT_URL",
+            client_url(name, namespace, "$(RINGFOLD_NODE_NAME)", cluster.tls),
+        ),
         value("RINGFOLD_NODE_PEER_ADDRESS", format!("{here}:{PEER_PORT}")),
         value("RINGFOLD_NODE_SEEDS", seeds.join(",")),
         value("RINGFOLD_NODE_GOSSIP_KEY_FILE", format!("{GOSSIP_DIR}/{}", names::GOSSIP_CURRENT)),
     ];
+    if cluster.tls {
+        env.extend([
+            value("RINGFOLD_NODE_TLS_CERT_FILE", format!("{TLS_DIR}/tls.crt")),
+            value("RINGFOLD_NODE_TLS_KEY_FILE", format!("{TLS_DIR}/tls.key")),
+            value("RINGFOLD_NODE_TLS_CA_FILE", format!("{TLS_DIR}/ca.crt")),
+        ]);
+    }
     if cluster.zones.mode != ZoneMode::Disabled {
         // Kubernetes copies the node's topology labels to its pods; without it the zone is empty.
         let label = format!("metadata.labels['{}']", cluster.zones.topology_key);

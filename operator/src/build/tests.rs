@@ -150,3 +150,17 @@ fn a_running_cluster_without_an_image_stays_on_its_image() {
     assert_eq!(image(&silent, Some("old:1"), "release:3"), "old:1");
     assert_eq!(image(&silent, None, "release:3"), "release:3");
 }
+
+#[test]
+fn with_tls_pods_mount_their_certificates_and_say_https() {
+    let with = built(json!({"tls": {"mode": "Operator"}}), 3);
+    let template = template(&with);
+    let volumes = template["spec"]["volumes"].as_array().unwrap();
+    assert!(volumes.iter().any(|v| v["secret"]["secretName"] == "demo-node-tls"));
+    let env = template["spec"]["containers"][0]["env"].as_array().unwrap();
+    let value = |name: &str| env.iter().find(|e| e["name"] == name).unwrap()["value"].clone();
+    assert_eq!(value("RINGFOLD_NODE_TLS_CA_FILE"), "/etc/ringfold/tls/ca.crt");
+    assert!(value("RINGFOLD_NODE_CLIENT_URL").as_str().unwrap().starts_with("https://"));
+    let port = &with.client_service.spec.as_ref().unwrap().ports.as_ref().unwrap()[0];
+    assert_eq!(port.app_protocol, None);
+}

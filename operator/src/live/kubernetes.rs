@@ -34,6 +34,8 @@ pub struct Live<'a> {
     pub cluster: &'a Cluster,
     /// Of the nodes.
     pub image: &'a str,
+    /// Hash of the authorities that each pod's node trusts; `None` of one that did not say.
+    pub trusted: &'a [Option<String>],
 }
 
 pub(super) fn failed(error: kube::Error) -> KubernetesError {
@@ -213,6 +215,7 @@ impl Kubernetes for Live<'_> {
         } = build::objects(self.cluster, self.image, sizing);
         let name = &self.cluster.name;
         self.ensure_gossip_key().await?;
+        self.ensure_certificates().await?;
         self.ensure_or_delete::<ServiceAccount>(name, &service_account).await?;
         self.ensure(&config_map).await?;
         self.ensure(&nodes_service).await?;

@@ -11,6 +11,8 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, ResourceExt as _, api::ListParams};
 
+use ringfold_crds::names::certificate;
+
 use super::{Plane, kubernetes::failed};
 use crate::{
     build,
@@ -53,6 +55,12 @@ pub async fn observe(
         .iter()
         .filter_map(|c| Some((ordinal(&c.name_any(), name, claim_name)?, claim(c))))
         .collect();
+    if cluster.tls
+        && let Some(secret) = secrets.get_opt(&certificate(name, "admin")).await.map_err(failed)?
+        && let Some(pem) = super::certificates::pem(&secret)
+    {
+        plane.show(&pem);
+    }
     let running: Vec<_> =
         pods.iter().filter(|(_, p): &(_, &Pod)| p.running).map(|(o, _)| *o).collect();
     let (reports, view) = plane.look(&running).await;

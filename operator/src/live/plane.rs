@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 use futures::{StreamExt as _, future::join_all};
 use ringfold_client::{
     BootstrapRequest, Client, ClientConfig, ClientError, MemberState as ProtoState, MoveReason,
-    RebalancePlan, Topology,
+    RebalancePlan, Tls, Topology,
 };
+use ringfold_tls::Pem;
 
 use crate::{
     build::client_url,
@@ -26,6 +27,9 @@ pub struct Plane {
     namespace: String,
     partitions: u32,
     replication_factor: u32,
+    /// As an administrator; `None`: there is no TLS, or no certificate yet.
+    tls: parking_lot::Mutex<Option<Tls>>,
+    with_tls: bool,
     client: tokio::sync::Mutex<Option<Client>>,
 }
 
@@ -46,12 +50,26 @@ impl Plane {
             namespace: cluster.namespace.clone(),
             partitions: cluster.partitions,
             replication_factor: cluster.replication_factor,
+            tls: parking_lot::Mutex::new(None),
+            with_tls: cluster.tls,
             client: tokio::sync::Mutex::new(None),
         }
     }
 
     fn url(&self, pod: &str) -> String {
-        client_url(&self.cluster, &self.namespace, pod)
+        client_url(&self.cluster, &self.namespace, pod, self.with_tls)
+    }
+
+    /// The certificate as it is now: new connections show it.
+    pub fn show(&self, pem: &Pem) {
+        let mut tls = self.tls.lock();
+        let shown = match &*tls {
+            Some(tls) => tls.replace(pem).map(|_| ()),
+            None => Tls::from_pem("the administrator's Secret", pem).map(|new| *tls = Some(new)),
+        };
+        if let Err(error) = shown {
+            tracing::warn!(cluster = self.cluster, %error, "the nodes cannot be asked with it");
+        }
     }
 
     /// Connected, with the pods that run. An error leaves it to the next look.
@@ -66,6 +84,7 @@ impl Plane {
             deadline: DEADLINE,
             connect_timeout: CONNECT_TIMEOUT,
             channels_per_node: 1,
+            tls: self.tls.lock().clone(),
             ..ClientConfig::new(urls)
         };
         let client = Client::connect(config).await.map_err(failed)?;
@@ -119,6 +138,7 @@ impl Plane {
             version: status.version,
             lost_reason: Some(status.lost_reason).filter(|r| !r.is_empty()),
             waiting: status.waiting,
+            authorities: Some(status.authorities).filter(|a| !a.is_empty()),
         };
         Some((ordinal, report))
     }

@@ -226,6 +226,7 @@ impl Sim {
             version: "1".into(),
             lost_reason: None,
             waiting: Vec::new(),
+            authorities: None,
         };
         answering.map(|(o, _)| (*o, report(o))).collect()
     }

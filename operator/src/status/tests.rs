@@ -47,6 +47,7 @@ fn at_rest() -> World {
         version: "0.1.0".into(),
         lost_reason: None,
         waiting: Vec::new(),
+        authorities: None,
     };
     World {
         identity: Some(Identity {

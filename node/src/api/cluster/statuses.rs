@@ -45,6 +45,7 @@ pub async fn own(node: &Node) -> Result<v1::NodeStatusResponse, ApiError> {
         ready: node.is_ready(),
         waiting: node.waits_for(),
         stopping: info.is_leaving(),
+        authorities: node.router.tls().map(|t| t.authorities()).unwrap_or_default(),
     })
 }
 
