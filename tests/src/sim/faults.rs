@@ -101,6 +101,8 @@ pub struct Faults {
     pub look_gap_ms: u64,
     /// Of membership changes: that a follower crashes behind the sync of one.
     pub change_crash: f64,
+    /// Of the plan's steps: that it reaches its node when others have long gone on.
+    pub late_step: f64,
     /// A node beside those that hold replicas at first.
     pub spare_node: bool,
 }
@@ -136,6 +138,7 @@ impl Faults {
             clients: rng.random_range(3..=5),
             look_gap_ms: 15,
             change_crash: 0.0,
+            late_step: 0.02,
             spare_node: false,
         };
         for (gap, (chance, least, most)) in faults.gaps_ms.iter_mut().zip([
@@ -209,6 +212,11 @@ impl Faults {
         }
         match planted {
             Some(Planted::StaleStepTaken) => self.always(Strike::Depose, 100),
+            Some(Planted::ForgottenUnconfirmed) => {
+                self.always(Strike::Depose, 100);
+                self.always(Strike::Retarget, 100);
+                self.late_step = 0.3;
+            }
             Some(Planted::DestroyedForgotten) => self.always(Strike::Crash, 150),
             Some(Planted::CheckpointWithoutReceiver) => self.kept_log_bytes = 0,
             Some(Planted::CompactionPastTransfer) => {
@@ -229,6 +237,7 @@ impl Faults {
 
     /// Everything is over: what is left is an ordinary network.
     pub fn end(&mut self) {
+        self.late_step = 0.0;
         self.loss = 0.0;
         self.duplicate = 0.0;
         self.damage = 0.0;

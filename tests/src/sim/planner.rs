@@ -24,7 +24,6 @@ const BUSY_NS: u64 = 10_000_000;
 const IDLE_NS: u64 = 50_000_000;
 const REPORTS_NS: u64 = 150_000_000;
 const TODO_NS: u64 = 1_500_000_000;
-const STEP_IS_LATE: f64 = 0.02;
 /// In the product's time.
 const LOST_AFTER: Duration = Duration::from_secs(4);
 /// The proposal of new targets, beside the numbers of steps.
@@ -383,7 +382,7 @@ impl World {
 
     /// A request may wait for a connection, or in its node's queue, until others have gone on.
     fn step_lateness_ns(&mut self) -> u64 {
-        match self.rng.random_bool(STEP_IS_LATE) {
+        match self.rng.random_bool(self.faults.late_step) {
             true => self.rng.random_range(0..TODO_NS),
             false => 0,
         }
