@@ -453,7 +453,9 @@ impl Driver {
         let running = self.groups.get(&group).is_some_and(|g| g.replica == replica);
         let record = match running.then(|| self.groups.remove(&group)).flatten() {
             Some(g) => {
-                let record = g.record().clone();
+                // Its members are of no use any more, and the record stays for good.
+                let record =
+                    ReplicaRecord { membership: Membership::default(), ..g.record().clone() };
                 g.close("it has left its group");
                 record
             }
