@@ -44,6 +44,9 @@ pub struct DriverSettings {
     pub node_inflight_bytes: u64,
     /// Bound on the log kept of one partition.
     pub kept_log_bytes: u64,
+    /// A replica that has nothing is sent the whole log if that is no larger, else a checkpoint: entries
+    /// have no limit of their own on their rate, and reading old ones holds up the driver.
+    pub catch_up_bytes: u64,
     /// Log entries of one partition kept in memory once applied.
     pub cache_bytes: u64,
     pub max_state_bytes: u32,
@@ -84,6 +87,7 @@ impl DriverSettings {
             partition_inflight_bytes: 16 << 20,
             node_inflight_bytes: 256 << 20,
             kept_log_bytes: 32 << 20,
+            catch_up_bytes: 2 << 20,
             cache_bytes: 512 << 10,
             max_state_bytes: 1 << 20,
             snapshot_every: 100,

@@ -179,6 +179,7 @@ impl Group {
             ));
         }
         let mut store = GroupStore::new(record.replica, log, truncated, &record.membership);
+        store.catch_up_bytes = settings.catch_up_bytes;
         store.load(last, settings.kept_log_bytes / 2).map_err(|e| e.to_string())?;
         let v = vote.unwrap_or_default();
         let commit = match settings.faults.commit_back_at_restart {

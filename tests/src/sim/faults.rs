@@ -86,6 +86,7 @@ pub struct Faults {
     pub power_loss: f64,
     pub flush_gap_ms: u64,
     pub kept_log_bytes: u64,
+    pub catch_up_bytes: u64,
     pub cache_bytes: u64,
     pub entry_bytes: usize,
     /// Size of some events.
@@ -127,6 +128,7 @@ impl Faults {
             power_loss: [0.0, 0.5, 1.0][rng.random_range(0..3)],
             flush_gap_ms: [15, 60, 250][rng.random_range(0..3)],
             kept_log_bytes: [0, 0, 20_000, 32 << 20][rng.random_range(0..4)],
+            catch_up_bytes: [0, 3_000, 2 << 20][rng.random_range(0..3)],
             cache_bytes: [0, 4_000, 512 << 10][rng.random_range(0..3)],
             entry_bytes: [1, 2_000, 1 << 20][rng.random_range(0..3)],
             event_bytes: [0, 0, 3_000][rng.random_range(0..3)],
