@@ -1,0 +1,3 @@
+module ringfold.dev/tests/kubernetes/components/helm
+
+go 1.24.0
