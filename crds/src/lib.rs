@@ -4,6 +4,8 @@
 //! rules ([`generate::yaml`], checked in as `eventstoreclusters.yaml`) and the API reference
 //! (`docs/api-reference.md`). `cargo run -p ringfold-crds` writes both again.
 
+#[cfg(any(test, feature = "cases"))]
+pub mod cases;
 mod cluster;
 pub mod generate;
 mod reference;
