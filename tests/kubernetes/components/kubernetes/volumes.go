@@ -14,14 +14,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/klog/v2"
 	"sigs.k8s.io/sig-storage-lib-external-provisioner/v13/controller"
 )
 
 const provisionerName = "ringfold.dev/local-volumes"
 
 // localVolumes makes a volume for each claim: a folder, used through the kubelet's `local` plugin on
-// the node that the scheduler chose, so that ownership by fsGroup and placement are as with a real disk.
+// the node that the scheduler chose (whose host name is its name), so that ownership by fsGroup and placement are as with a real disk.
 func localVolumes(args []string) error {
 	flags := flag.NewFlagSet("local-volumes", flag.ContinueOnError)
 	kubeconfig := flags.String("kubeconfig", "", "path of the kubeconfig")
@@ -41,7 +40,7 @@ func localVolumes(args []string) error {
 	defer stop()
 	provisioner := &localProvisioner{folder: *folder}
 	controller.NewProvisionController(
-		klog.FromContext(ctx), client, provisionerName, provisioner, controller.LeaderElection(false),
+		ctx, client, provisionerName, provisioner, controller.LeaderElection(false),
 	).Run(ctx)
 	return nil
 }
@@ -49,14 +48,13 @@ func localVolumes(args []string) error {
 type localProvisioner struct{ folder string }
 
 func (p *localProvisioner) Provision(_ context.Context, o controller.ProvisionOptions) (*v1.PersistentVolume, controller.ProvisioningState, error) {
-	if o.SelectedNode == nil {
+	if o.SelectedNodeName == "" {
 		return nil, controller.ProvisioningFinished, errors.New("the storage class must wait for the first consumer: a folder is on one node")
 	}
 	path := filepath.Join(p.folder, o.PVName)
 	if err := os.MkdirAll(path, 0o755); err != nil {
 		return nil, controller.ProvisioningNoChange, err
 	}
-	host := o.SelectedNode.Labels[v1.LabelHostname]
 	return &v1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: o.PVName},
 		Spec: v1.PersistentVolumeSpec{
@@ -66,7 +64,7 @@ func (p *localProvisioner) Provision(_ context.Context, o controller.ProvisionOp
 			PersistentVolumeSource:        v1.PersistentVolumeSource{Local: &v1.LocalVolumeSource{Path: path}},
 			NodeAffinity: &v1.VolumeNodeAffinity{Required: &v1.NodeSelector{NodeSelectorTerms: []v1.NodeSelectorTerm{{
 				MatchExpressions: []v1.NodeSelectorRequirement{{
-					Key: v1.LabelHostname, Operator: v1.NodeSelectorOpIn, Values: []string{host},
+					Key: v1.LabelHostname, Operator: v1.NodeSelectorOpIn, Values: []string{o.SelectedNodeName},
 				}},
 			}}}},
 		},
