@@ -9,7 +9,7 @@ pub use crate::reference::markdown as reference;
 /// Paths from the root of the checkout.
 pub const YAML_PATH: &str = "crds/eventstoreclusters.yaml";
 pub const REFERENCE_PATH: &str = "docs/api-reference.md";
-/// Writes both files.
+/// Writes all files.
 pub const COMMAND: &str = "cargo run -p ringfold-crds";
 
 /// The definition of `EventStoreCluster`: what kube derives, and what that it has no words for.
@@ -51,4 +51,15 @@ pub fn yaml() -> Result<String, String> {
     let value = serde_json::to_value(crd).map_err(|e| e.to_string())?;
     let body = serde_saphyr::to_string(&value).map_err(|e| e.to_string())?;
     Ok(format!("# Made from crds/src by `{COMMAND}`.\n{body}"))
+}
+
+/// Every file that is made from this crate's types, with its path from the root of the checkout.
+///
+/// # Errors
+/// Says what could not be made: a fault of this crate.
+pub fn files() -> Result<Vec<(String, String)>, String> {
+    let mut files =
+        vec![(YAML_PATH.to_owned(), yaml()?), (REFERENCE_PATH.to_owned(), reference()?)];
+    files.extend(crate::charts::files()?);
+    Ok(files)
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, future::join_all};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
@@ -74,10 +74,10 @@ pub struct Context {
     kept: Mutex<HashMap<ObjectRef<EventStoreCluster>, Kept>>,
 }
 
-/// Runs until the process is told to end. `namespace`: `None`: all.
+/// Runs until the process is told to end. `namespaces`: whose clusters; none: all.
 pub async fn run(
     client: Client,
-    namespace: Option<&str>,
+    namespaces: &[String],
     release: String,
     metrics: Arc<Metrics>,
     identity: &str,
@@ -91,14 +91,22 @@ pub async fn run(
         metrics,
         kept: Mutex::default(),
     });
-    let controller = Controller::new(scoped(&client, namespace), watcher::Config::default())
+    // Each namespace is watched by itself: rights in some of them are not rights to list all.
+    let all = [None];
+    let each: Vec<_> = namespaces.iter().map(|n| Some(n.as_str())).collect();
+    let places = if each.is_empty() { &all[..] } else { &each };
+    join_all(places.iter().map(|place| watch(&client, *place, context.clone()))).await;
+}
+
+async fn watch(client: &Client, namespace: Option<&str>, context: Arc<Context>) {
+    let controller = Controller::new(scoped(client, namespace), watcher::Config::default())
         .with_config(
             Config::default().concurrency(CONCURRENCY).debounce(Duration::from_millis(100)),
         )
-        .owns(scoped::<StatefulSet>(&client, namespace), ours())
-        .watches(scoped::<PartialObjectMeta<Pod>>(&client, namespace), ours(), cluster_of)
+        .owns(scoped::<StatefulSet>(client, namespace), ours())
+        .watches(scoped::<PartialObjectMeta<Pod>>(client, namespace), ours(), cluster_of)
         .watches(
-            scoped::<PartialObjectMeta<PersistentVolumeClaim>>(&client, namespace),
+            scoped::<PartialObjectMeta<PersistentVolumeClaim>>(client, namespace),
             ours(),
             cluster_of,
         )

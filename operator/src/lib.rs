@@ -5,6 +5,7 @@
 //! [`live`] and [`controller`] hold the clients.
 
 pub mod build;
+pub mod check;
 pub mod controller;
 pub mod decide;
 pub mod drift;

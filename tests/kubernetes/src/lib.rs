@@ -20,7 +20,7 @@ mod tools;
 pub use cluster::{Cluster, condition, store};
 pub use operator::Operator;
 pub use space::{Space, kubernetes};
-pub use tools::{eventually, image, kubectl, kubectl_fails, kubectl_with};
+pub use tools::{eventually, helm, image, kubectl, kubectl_fails, kubectl_with};
 
 /// Whether the tests are in the network of `tests/kubernetes/cluster`, and may take a node's power.
 pub fn is_lab() -> bool {

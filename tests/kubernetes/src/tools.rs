@@ -10,7 +10,7 @@ use std::{
 /// # Panics
 /// When it fails.
 pub fn kubectl(args: &[&str]) -> String {
-    succeeded(args, run(args, ""))
+    succeeded("kubectl", args, run(args, ""))
 }
 
 /// The same with something to read.
@@ -18,7 +18,7 @@ pub fn kubectl(args: &[&str]) -> String {
 /// # Panics
 /// When it fails.
 pub fn kubectl_with(args: &[&str], input: &str) -> String {
-    succeeded(args, run(args, input))
+    succeeded("kubectl", args, run(args, input))
 }
 
 /// Runs kubectl, and gives what it says of the failure.
@@ -32,31 +32,50 @@ pub fn kubectl_fails(args: &[&str], input: &str) -> String {
     said
 }
 
-fn succeeded(args: &[&str], output: Output) -> String {
+/// Runs helm with something to read, and gives what it prints.
+///
+/// # Panics
+/// When it fails.
+pub fn helm(args: &[&str], input: &str) -> String {
+    succeeded("helm", args, call("helm", args, input))
+}
+
+fn succeeded(program: &str, args: &[&str], output: Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "kubectl {}: {}: {said}", args.join(" "), output.status);
+    assert!(output.status.success(), "{program} {}: {}: {said}", args.join(" "), output.status);
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 pub(crate) fn run(args: &[&str], input: &str) -> Output {
-    let mut child = Command::new("kubectl")
+    call("kubectl", args, input)
+}
+
+fn call(program: &str, args: &[&str], input: &str) -> Output {
+    let mut child = Command::new(program)
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("kubectl is in the PATH");
+        .unwrap_or_else(|e| panic!("{program} in the PATH: {e}"));
     // A program that does not read its input ends it.
     let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
-    child.wait_with_output().expect("kubectl ends")
+    child.wait_with_output().expect("its end")
 }
 
 /// The image of `node`, `operator` or `cli`.
 pub fn image(of: &str) -> String {
+    let (registry, name, tag) = image_parts(of);
+    format!("{registry}/{name}:{tag}")
+}
+
+/// Its registry with the path there, its name and its tag.
+pub(crate) fn image_parts(of: &str) -> (String, String, String) {
     let images = std::env::var("RINGFOLD_TEST_IMAGES")
         .unwrap_or_else(|_| format!("localhost/ringfold:{}", env!("CARGO_PKG_VERSION")));
-    let (prefix, tag) = images.rsplit_once(':').expect("RINGFOLD_TEST_IMAGES is PREFIX:TAG");
-    format!("{prefix}-{of}:{tag}")
+    let parts = images.rsplit_once(':').and_then(|(p, tag)| Some((p.rsplit_once('/')?, tag)));
+    let ((registry, name), tag) = parts.expect("RINGFOLD_TEST_IMAGES is REGISTRY/PREFIX:TAG");
+    (registry.to_owned(), format!("{name}-{of}"), tag.to_owned())
 }
 
 /// Repeats `check` until it gives a value. For `max` to be generous costs nothing where it succeeds.

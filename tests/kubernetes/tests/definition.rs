@@ -173,11 +173,18 @@ fn get_shows_the_columns_that_a_person_looks_for() {
     });
 }
 
-/// As short as can be, and with every field.
-fn samples() -> [Value; 2] {
-    [
-        json!({}),
-        json!({
+/// Those of the charts, and one with every field.
+fn samples() -> Vec<Value> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../charts/samples");
+    let mut samples: Vec<Value> = Vec::new();
+    for file in std::fs::read_dir(folder).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+        let clusters = documents.into_iter().filter(|d| d["kind"] == "EventStoreCluster");
+        samples.extend(clusters.map(|d| d["spec"].clone()));
+    }
+    assert!(samples.len() > 3, "{samples:?}");
+    samples.push(json!({
             "image": "example/node:1", "imagePullPolicy": "Always",
             "imagePullSecrets": [{"name": "pull"}], "replicas": 5, "partitions": 128,
             "replicationFactor": 5, "storage": {"size": "20Gi", "storageClassName": "fast"},
@@ -192,8 +199,8 @@ fn samples() -> [Value; 2] {
                 {"maxSkew": 1, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}],
             "upgrade": {"progressDeadlineSeconds": 300}, "deletionPolicy": "Delete",
             "paused": true, "hibernated": true,
-        }),
-    ]
+    }));
+    samples
 }
 
 #[test]
