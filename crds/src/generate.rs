@@ -3,7 +3,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt as _;
 use serde_json::{Value, json};
 
-use crate::EventStoreCluster;
+use crate::{EventStoreCluster, EventStoreClusterSpec};
 pub use crate::reference::markdown as reference;
 
 /// Paths from the root of the checkout.
@@ -24,8 +24,15 @@ pub fn definition() -> Result<CustomResourceDefinition, serde_json::Error> {
     let schema = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     // Nothing that waits for a condition passes before the operator's first look.
     schema["properties"]["status"]["default"] = json!({"observedGeneration": -1});
-    // A spec that says nothing is a cluster of three.
-    schema["properties"]["spec"]["default"] = json!({});
+    // A spec that says nothing is a cluster of three. The API server judges a default before it fills
+    // in those inside of it: what the rules over the spec read has to be there.
+    let filled: EventStoreClusterSpec = serde_json::from_value(json!({}))?;
+    schema["properties"]["spec"]["default"] = json!({
+        "replicas": filled.replicas,
+        "partitions": filled.partitions,
+        "replicationFactor": filled.replication_factor,
+        "hibernated": filled.hibernated,
+    });
     let config = &mut schema["properties"]["spec"]["properties"]["config"];
     config["additionalProperties"]["maxLength"] = json!(1024);
     serde_json::from_value(crd)
