@@ -10,6 +10,7 @@ pub mod cases;
 pub mod charts;
 mod cluster;
 pub mod generate;
+pub mod names;
 mod reference;
 mod status;
 
