@@ -40,6 +40,7 @@ test: ## formatting, clippy with warnings denied, and every test
 	$(SAY) '1/5 formatting'; cargo fmt --all -- --check || die 'not formatted: run `make fmt`'; \
 	$(SAY) '2/5 clippy'; cargo clippy --locked --workspace --all-targets -- -D warnings; \
 	$(SAY) '3/5 the binaries that whole-system tests start'; cargo build --locked --workspace --bins; \
+	if [ "$$(uname -s)" = Linux ] && [ "$$(id -u)" = 0 ]; then tests/kubernetes/components/build >/dev/null; export RINGFOLD_REQUIRE_HELM=1; fi; \
 	$(SAY) '4/5 tests'; cargo test --locked --workspace --exclude ringfold-tests-kubernetes --no-fail-fast; \
 	if [ "$${RINGFOLD_TEST_CLUSTER:-}" = none ]; then \
 	  $(SAY) '5/5 LEFT OUT, as RINGFOLD_TEST_CLUSTER=none asks: tests on Kubernetes'; \

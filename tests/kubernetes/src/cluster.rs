@@ -136,6 +136,17 @@ impl<'a> Cluster<'a> {
         names
     }
 
+    /// Deletes the resource, and waits until it and the pods are gone.
+    pub async fn delete(&self) {
+        let name = format!("esc/{}", self.name);
+        kubectl(&["delete", &name, "-n", &self.space.name, "--timeout=60s"]);
+        eventually("the pods are gone", SETTLE_MAX, async || {
+            let pods = self.pods().await;
+            pods.is_empty().then_some(()).ok_or_else(|| pods.join(" "))
+        })
+        .await;
+    }
+
     fn selector(&self) -> String {
         format!("app.kubernetes.io/name=ringfold,app.kubernetes.io/instance={}", self.name)
     }

@@ -16,11 +16,13 @@ mod dump;
 mod operator;
 mod space;
 mod tools;
+mod work;
 
 pub use cluster::{Cluster, condition, store};
 pub use operator::Operator;
 pub use space::{Space, kubernetes};
-pub use tools::{eventually, helm, image, kubectl, kubectl_fails, kubectl_with};
+pub use tools::{eventually, helm, image, kubectl, kubectl_fails, kubectl_with, power};
+pub use work::Work;
 
 /// Whether the tests are in the network of `tests/kubernetes/cluster`, and may take a node's power.
 pub fn is_lab() -> bool {

@@ -63,6 +63,17 @@ fn call(program: &str, args: &[&str], input: &str) -> Output {
     child.wait_with_output().expect("its end")
 }
 
+/// Takes a Kubernetes node's power, or gives it back.
+///
+/// # Panics
+/// When that fails.
+pub fn power(node: &str, on: bool) {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster");
+    let number = node.trim_start_matches("node");
+    let args = ["node", if on { "start" } else { "stop" }, number];
+    succeeded(script, &args, call(script, &args, ""));
+}
+
 /// The image of `node`, `operator` or `cli`.
 pub fn image(of: &str) -> String {
     let (registry, name, tag) = image_parts(of);
