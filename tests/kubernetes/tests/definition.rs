@@ -153,7 +153,8 @@ fn nothing_that_waits_for_a_condition_passes_before_the_operators_first_look() {
         let (api, params) = (resources(space), PostParams::default());
         api.create(&params, &resource("demo", &json!({}))).await.unwrap();
         let stored = api.get("demo").await.unwrap();
-        assert_eq!(stored.data["status"], json!({"observedGeneration": -1}));
+        let status = json!({"observedGeneration": -1, "replicas": 0, "readyReplicas": 0});
+        assert_eq!(stored.data["status"], status);
         let wait = ["wait", "esc/demo", "--for=condition=Ready", "--timeout=1s", "-n", &space.name];
         assert!(kubectl_fails(&wait, "").contains("timed out"));
     });
