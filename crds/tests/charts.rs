@@ -2,6 +2,8 @@
 //! RINGFOLD_REQUIRE_HELM is set: `make test` sets it where tests/kubernetes has built Helm.
 #[path = "charts/cluster.rs"]
 mod cluster;
+#[path = "charts/docs.rs"]
+mod docs;
 #[path = "charts/helm.rs"]
 mod helm;
 #[path = "charts/manifests.rs"]

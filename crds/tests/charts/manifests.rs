@@ -13,7 +13,7 @@ use ringfold_crds::{EventStoreCluster, charts::charts};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::helm::{helm, manifests, rendered, run, walk};
+use crate::helm::{helm, manifests, rendered, run};
 
 /// Values that switch everything on that a chart has.
 pub fn all_on(chart: &str) -> Value {
