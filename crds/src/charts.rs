@@ -6,6 +6,8 @@ mod operator;
 mod schema;
 mod text;
 
+use std::collections::BTreeMap;
+
 pub use cluster::{ClusterValues, NOT_SPEC};
 pub use operator::OperatorValues;
 pub use schema::is_foreign;
@@ -37,6 +39,25 @@ pub struct Image {
 impl Image {
     fn of(repository: &str) -> Image {
         Image { repository: repository.into(), ..Image::default() }
+    }
+}
+
+/// A PodMonitor for the Prometheus operator, whose CustomResourceDefinition must exist.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct PodMonitor {
+    /// Makes it.
+    pub enabled: bool,
+    /// Labels by which a Prometheus selects it.
+    pub labels: BTreeMap<String, String>,
+    /// Time between two scrapes.
+    #[schemars(regex(pattern = r"^[0-9]+(ms|s|m)$"))]
+    pub interval: String,
+}
+
+impl Default for PodMonitor {
+    fn default() -> Self {
+        PodMonitor { enabled: false, labels: BTreeMap::new(), interval: "30s".into() }
     }
 }
 

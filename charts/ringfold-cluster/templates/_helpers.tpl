@@ -23,7 +23,8 @@ app.kubernetes.io/part-of: ringfold
 
 {{/*
 The map without what is null or empty, as YAML: what says nothing is not said, so that the resource's
-own default counts, and `replicas` belongs to whoever scales. false and 0 stay.
+own default counts, and `replicas` belongs to whoever scales. false and 0 stay. (Most versions of Helm
+drop a null themselves, not all.)
 */}}
 {{- define "ringfold-cluster.said" -}}
 {{- $said := dict }}
@@ -43,7 +44,7 @@ own default counts, and `replicas` belongs to whoever scales. false and 0 stay.
 
 {{/* The resource's spec: all values but the chart's own. Amounts of resources are texts in it. */}}
 {{- define "ringfold-cluster.spec" -}}
-{{- $spec := omit (deepCopy .Values) "name" "labels" "annotations" "tests" "global" "enabled" }}
+{{- $spec := omit (deepCopy .Values) "name" "labels" "annotations" "metrics" "tests" "global" "enabled" }}
 {{- range $kind := list "requests" "limits" }}
 {{- $amounts := dig "resources" $kind dict $spec }}
 {{- range $name, $amount := $amounts }}

@@ -2,6 +2,8 @@
 {{- define "ringfold-operator.fullname" -}}
 {{- if .Values.fullnameOverride }}
 {{- .Values.fullnameOverride }}
+{{- else if eq .Release.Name "ringfold" }}
+{{- "ringfold-operator" }}
 {{- else if contains "ringfold-operator" .Release.Name }}
 {{- .Release.Name | trunc 53 | trimSuffix "-" }}
 {{- else }}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Global, Image};
+use super::{Global, Image, PodMonitor};
 use crate::EventStoreClusterSpec;
 
 /// Order of the top of `values.yaml`; what is not here follows by its name.
@@ -24,7 +24,8 @@ pub const ORDER: &[&str] = &[
     "zones",
 ];
 /// What of the values is not the resource's spec; the rest is.
-pub const NOT_SPEC: &[&str] = &["name", "labels", "annotations", "tests", "global", "enabled"];
+pub const NOT_SPEC: &[&str] =
+    &["name", "labels", "annotations", "metrics", "tests", "global", "enabled"];
 /// Said of `replicas`, which the chart leaves out by default.
 pub const REPLICAS: &str = "null leaves it out: a new cluster gets three nodes, and later \
     `kubectl scale` and autoscalers decide, whatever is upgraded here.";
@@ -41,6 +42,8 @@ pub struct ClusterValues {
     pub labels: BTreeMap<String, String>,
     /// Annotations of the EventStoreCluster.
     pub annotations: BTreeMap<String, String>,
+    /// Ways to the nodes' metrics; each node serves its own on the port `http`.
+    pub metrics: Metrics,
     /// What `helm test` runs.
     pub tests: Tests,
     /// Values that a parent chart gives to all of its charts.
@@ -49,6 +52,14 @@ pub struct ClusterValues {
     pub enabled: bool,
     #[serde(flatten)]
     pub spec: EventStoreClusterSpec,
+}
+
+/// Ways to the nodes' metrics.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Metrics {
+    /// A PodMonitor for the Prometheus operator, whose CustomResourceDefinition must exist.
+    pub pod_monitor: PodMonitor,
 }
 
 /// What `helm test` runs.
@@ -75,6 +86,7 @@ impl Default for ClusterValues {
             name: String::new(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            metrics: Metrics::default(),
             tests: Tests::default(),
             global: Global::default(),
             enabled: true,

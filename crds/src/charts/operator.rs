@@ -11,7 +11,7 @@ use k8s_openapi::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Global, Image};
+use super::{Global, Image, PodMonitor};
 use crate::ImagePullPolicy;
 
 /// Order of the top of `values.yaml`; what is not here follows by its name.
@@ -50,6 +50,7 @@ pub struct OperatorValues {
     /// Namespaces whose clusters are looked after. Empty: all, with a ClusterRole. Otherwise these
     /// only, with a Role in each of them and no ClusterRole at all; they must exist.
     #[schemars(length(max = 64), inner(regex(pattern = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")))]
+    #[schemars(extend("uniqueItems" = true))]
     pub watch_namespaces: Vec<String>,
     /// Roles and bindings.
     pub rbac: Rbac,
@@ -169,19 +170,6 @@ pub struct MetricsService {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// A PodMonitor for the Prometheus operator.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct PodMonitor {
-    /// Makes it.
-    pub enabled: bool,
-    /// Labels by which a Prometheus selects it.
-    pub labels: BTreeMap<String, String>,
-    /// Time between two scrapes.
-    #[schemars(regex(pattern = r"^[0-9]+(ms|s|m)$"))]
-    pub interval: String,
-}
-
 impl Default for OperatorValues {
     fn default() -> Self {
         let quantity = |name: &str, amount: &str| (name.to_owned(), Quantity(amount.to_owned()));
@@ -246,11 +234,5 @@ impl Default for NetworkPolicy {
     fn default() -> Self {
         let api_server_ports = vec![443, 6443];
         NetworkPolicy { enabled: true, api_server_ports, metrics_from: Vec::new() }
-    }
-}
-
-impl Default for PodMonitor {
-    fn default() -> Self {
-        PodMonitor { enabled: false, labels: BTreeMap::new(), interval: "30s".into() }
     }
 }

@@ -44,7 +44,7 @@ fn the_number_of_nodes_is_left_out_unless_it_is_said() {
 fn each_value_reaches_the_resource_as_it_was_said() {
     let Some(given) = cluster(all_on(CHART)) else { return };
     let mut expected = all_on(CHART);
-    let chart_only = ["name", "labels", "annotations"];
+    let chart_only = ["name", "labels", "annotations", "metrics"];
     chart_only.iter().for_each(|name| drop(expected.as_object_mut().unwrap().remove(*name)));
     expected["resources"]["requests"]["cpu"] = json!("2");
     for (field, value) in expected.as_object().unwrap() {
@@ -105,4 +105,17 @@ fn the_test_asks_the_cluster_with_the_command_line() {
         images(&manifests(helm, CHART, &values)),
         [format!("mirror/ringfold-cli:{version}")]
     );
+}
+
+#[test]
+fn the_pods_of_the_cluster_are_monitored_if_asked() {
+    let Some(helm) = helm() else { return };
+    let all = manifests(helm, CHART, &all_on(CHART));
+    let monitor = of_kind(&all, "PodMonitor")[0];
+    let labels =
+        json!({"app.kubernetes.io/name": "ringfold", "app.kubernetes.io/instance": "shop"});
+    assert_eq!(monitor["spec"]["selector"]["matchLabels"], labels);
+    assert_eq!(monitor["metadata"]["labels"]["release"], "prometheus");
+    assert_eq!(monitor["spec"]["podMetricsEndpoints"][0]["port"], "http");
+    assert!(of_kind(&manifests(helm, CHART, &json!({})), "PodMonitor").is_empty());
 }

@@ -13,7 +13,7 @@ use ringfold_crds::{EventStoreCluster, charts::charts};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::helm::{helm, manifests, rendered, run, walk};
+use crate::helm::{helm, manifests, rendered, run};
 
 /// Values that switch everything on that a chart has.
 pub fn all_on(chart: &str) -> Value {
@@ -52,6 +52,7 @@ pub fn all_on(chart: &str) -> Value {
             "service": {"type": "LoadBalancer", "annotations": {"a": "b"}},
             "networkPolicy": {"clients": [{"matchLabels": {"app": "shop"}}]},
             "upgrade": {"progressDeadlineSeconds": 900}, "deletionPolicy": "Delete", "paused": true,
+            "metrics": {"podMonitor": {"enabled": true, "labels": {"release": "prometheus"}}},
         }),
     }
 }
@@ -169,6 +170,7 @@ fn wrong_values_are_refused_with_their_names() {
         ("ringfold-operator", json!({"replicas": 0}), "replicas"),
         ("ringfold-operator", json!({"image": {"digest": "sha256:1"}}), "digest"),
         ("ringfold-operator", json!({"watchNamespaces": ["Shop"]}), "watchNamespaces"),
+        ("ringfold-operator", json!({"watchNamespaces": ["a", "a"]}), "watchNamespaces"),
         ("ringfold-operator", json!({"watchNamespaces": "shop"}), "watchNamespaces"),
         ("ringfold-operator", json!({"imagePullPolicy": "Sometimes"}), "imagePullPolicy"),
         ("ringfold-cluster", json!({"replicas": 100}), "replicas"),

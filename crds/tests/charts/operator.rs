@@ -130,6 +130,23 @@ fn the_nodes_network_policies_let_the_operator_in_whatever_it_is_called() {
 }
 
 #[test]
+fn objects_are_called_after_the_release_without_saying_it_twice() {
+    let Some(helm) = helm() else { return };
+    let long = "a".repeat(53);
+    for (release, name) in [
+        ("ringfold", "ringfold-operator"),
+        ("my-ringfold-operator", "my-ringfold-operator"),
+        ("shop", "shop-ringfold-operator"),
+        (long.as_str(), long.as_str()),
+    ] {
+        let args = ["template", release, "--show-only", "templates/deployment.yaml"];
+        let text = crate::helm::run(helm, &args, CHART, &json!({})).unwrap();
+        let deployment: Value = serde_saphyr::from_str(&text).unwrap();
+        assert_eq!(deployment["metadata"]["name"], name);
+    }
+}
+
+#[test]
 fn no_label_of_a_person_takes_the_place_of_one_that_is_selected_by() {
     let values = json!({"podLabels": {"app.kubernetes.io/name": "mine", "team": "data"}});
     let Some(manifests) = operator(values) else { return };
