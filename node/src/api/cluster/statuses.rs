@@ -95,12 +95,13 @@ pub async fn needs(node: &Node, call: &Call, target: NodeId) -> Result<Vec<Strin
 }
 
 /// Why the cluster needs this node, which was told to stop. Of nodes that stop at the same time the
-/// one with the lowest id goes first; where all of them stop nobody waits for anybody.
-pub async fn needs_leaving(node: &Node, call: &Call) -> Result<Vec<String>, ApiError> {
+/// one with the lowest id goes first. `None`: all others stop as well, or do not answer, so that there
+/// is nobody to wait for.
+pub async fn needs_leaving(node: &Node, call: &Call) -> Result<Option<Vec<String>>, ApiError> {
     let me = node.info.node_id();
     let mut statuses = of_all_but(node, call, me).await?;
     if statuses.values().all(|s| s.stopping) {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     // One that goes later is there as long as this one waits.
     for (_, status) in statuses.range_mut(me..) {
@@ -108,7 +109,7 @@ pub async fn needs_leaving(node: &Node, call: &Call) -> Result<Vec<String>, ApiE
     }
     let meta = node.meta.borrow().clone();
     let voters = node.info.hooks.meta_voters();
-    Ok(safety::reasons(me, &meta, &voters, &statuses))
+    Ok(Some(safety::reasons(me, &meta, &voters, &statuses)))
 }
 
 /// How far a partition's database is; `None` for the meta group, and where it cannot be read.
