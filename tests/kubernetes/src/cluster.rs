@@ -126,6 +126,24 @@ impl<'a> Cluster<'a> {
         names
     }
 
+    pub async fn pod_uids(&self) -> Vec<String> {
+        let labels = ListParams::default().labels(&self.selector());
+        let pods = self.space.api::<Pod>().list(&labels).await.expect("pods");
+        pods.iter().filter_map(|p| p.uid()).collect()
+    }
+
+    /// Waits until none of those pods is there any more.
+    pub async fn wait_restarted(&self, before: &[String]) {
+        eventually("each pod is another", SETTLE_MAX, async || {
+            let now = self.pod_uids().await;
+            let old = now.iter().filter(|uid| before.contains(uid)).count();
+            (old == 0 && now.len() == before.len())
+                .then_some(())
+                .ok_or_else(|| format!("{old} old ones of {}", now.len()))
+        })
+        .await;
+    }
+
     /// Names of the claims that exist, in order.
     pub async fn claims(&self) -> Vec<String> {
         let labels = ListParams::default().labels(&self.selector());

@@ -14,12 +14,14 @@
 mod cluster;
 mod dump;
 mod operator;
+mod process;
 mod space;
 mod tools;
 mod work;
 
 pub use cluster::{Cluster, condition, store};
 pub use operator::Operator;
+pub use process::MortalOperator;
 pub use space::{Space, kubernetes};
 pub use tools::{eventually, helm, image, kubectl, kubectl_fails, kubectl_with, power};
 pub use work::Work;
