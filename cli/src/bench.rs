@@ -1,6 +1,7 @@
 //! `ringfold bench`: the loads of crate `ringfold-bench` against this cluster.
 use crate::Global;
 use crate::error::CliError;
+use crate::kubernetes;
 use crate::output::{Format, Out};
 use clap::Subcommand;
 use ringfold_bench::{AppendArgs, LoadArgs, LookupArgs, Report, TargetArgs};
@@ -39,7 +40,12 @@ enum Load {
 }
 
 pub async fn run(args: Args, global: &Global) -> Result<u8, CliError> {
-    let target = |channels| TargetArgs { endpoints: global.endpoints.clone(), channels };
+    kubernetes::refuse(
+        global,
+        "bench",
+        "run it in a pod of the cluster's network, with --endpoints",
+    )?;
+    let target = |channels| TargetArgs { endpoints: global.endpoints(), channels };
     let report = match args.load {
         Load::Lookup { load, args, channels } => {
             let client = target(channels).connect(load.in_flight).await?;

@@ -2,6 +2,7 @@
 use crate::Global;
 use crate::connect::connect;
 use crate::error::CliError;
+use crate::kubernetes;
 use crate::output::{Out, Record};
 use ringfold_client::{BootstrapRequest, Uuid};
 use serde::Serialize;
@@ -38,7 +39,13 @@ impl Record for BootstrapRecord {
 
 pub async fn run(args: Args, global: &Global) -> Result<u8, CliError> {
     // The node that is asked becomes the first member: there must be no doubt which.
-    let [endpoint] = &global.endpoints[..] else {
+    kubernetes::refuse(
+        global,
+        "bootstrap",
+        "create an EventStoreCluster: the operator bootstraps it",
+    )?;
+    let endpoints = global.endpoints();
+    let [endpoint] = &endpoints[..] else {
         return Err(CliError::usage(
             "--endpoints names several nodes, expected the one that is to be the first member",
         ));

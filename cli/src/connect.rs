@@ -1,6 +1,7 @@
 //! The client, from the global arguments; its errors, as ours.
 use crate::Global;
 use crate::error::{CliError, Exit};
+use crate::kubernetes;
 use ringfold_client::{Client, ClientConfig, ClientError, ServerError, Topology};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -9,13 +10,19 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// Connects to the cluster.
 pub async fn connect(global: &Global) -> Result<Client, CliError> {
-    let mut config = ClientConfig::new(global.endpoints.clone());
+    let mut config = match kubernetes::is_meant(global) {
+        true => kubernetes::forward::config(global).await?,
+        false => ClientConfig::new(global.endpoints()),
+    };
     config.deadline = Duration::from_millis(global.timeout_ms);
-    let endpoints = global.endpoints.join(",");
+    let endpoints = config.endpoints.join(",");
     Client::connect(config).await.map_err(|e| {
         let error = CliError::from(e).context(format_args!("cannot reach {endpoints}"));
         match error.action {
             Some(_) => error,
+            None if kubernetes::is_meant(global) => {
+                error.action("see `kubectl get esc` and `kubectl get pods` of its namespace")
+            }
             None => error.action(
                 "start a cluster with `ringfold dev`, or name a running one with --endpoints or RINGFOLD_ENDPOINTS",
             ),

@@ -6,6 +6,7 @@ mod connect;
 mod dev;
 mod error;
 mod import;
+mod kubernetes;
 mod list;
 mod lookup;
 mod members;
@@ -16,7 +17,7 @@ mod record;
 mod status;
 mod topology;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use error::{CliError, Exit};
 use output::Format;
 use std::io::Write;
@@ -38,21 +39,32 @@ struct Cli {
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Global {
-    /// Client URLs of nodes, separated by commas; any of them leads to all
-    #[arg(
-        long,
-        global = true,
-        env = "RINGFOLD_ENDPOINTS",
-        value_delimiter = ',',
-        default_value = "http://127.0.0.1:2600"
-    )]
+    /// Client URLs of nodes, separated by commas; any of them leads to all [default: http://127.0.0.1:2600, as kubectl-ringfold: the cluster in Kubernetes]
+    #[arg(long, global = true, env = "RINGFOLD_ENDPOINTS", value_delimiter = ',')]
     pub endpoints: Vec<String>,
+    #[command(flatten)]
+    pub kubernetes: kubernetes::Args,
+    /// Called as a plugin of kubectl.
+    #[arg(skip)]
+    pub is_plugin: bool,
     /// How to show results
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     pub output: Format,
     /// Deadline of each call, milliseconds
     #[arg(long, global = true, default_value_t = 10_000)]
     pub timeout_ms: u64,
+}
+
+const ENDPOINT: &str = "http://127.0.0.1:2600";
+
+impl Global {
+    /// Client URLs that were named, or the one of this machine.
+    pub fn endpoints(&self) -> Vec<String> {
+        match self.endpoints.is_empty() {
+            true => vec![ENDPOINT.into()],
+            false => self.endpoints.clone(),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -87,11 +99,19 @@ enum Command {
     Undrain(members::Args),
     /// Takes a drained node out of the cluster for good
     Remove(members::Args),
+    /// In Kubernetes: has the operator give a pod a new node on an empty volume
+    Replace(kubernetes::replace::Args),
 }
 
 fn main() -> ExitCode {
     // clap prints help and usage errors itself, and ends with 0 or 2.
-    let cli = Cli::parse();
+    let program = std::env::args_os().next().unwrap_or_default();
+    let is_plugin = kubernetes::is_plugin(&program);
+    let mut cli = match is_plugin {
+        true => parse(Cli::command().bin_name("kubectl ringfold")),
+        false => Cli::parse(),
+    };
+    cli.global.is_plugin = is_plugin;
     let as_json = cli.global.output == Format::Json;
     match run(cli) {
         Ok(code) => ExitCode::from(code),
@@ -103,6 +123,12 @@ fn main() -> ExitCode {
             ExitCode::from(error.exit as u8)
         }
     }
+}
+
+/// As `Cli::parse`, under another name.
+fn parse(mut command: clap::Command) -> Cli {
+    let parsed = Cli::from_arg_matches(&command.get_matches_mut());
+    parsed.unwrap_or_else(|e| e.format(&mut command).exit())
 }
 
 fn run(cli: Cli) -> Result<u8, CliError> {
@@ -132,13 +158,13 @@ async fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Drain(args) => members::drain(args, &global).await,
         Command::Undrain(args) => members::undrain(args, &global).await,
         Command::Remove(args) => members::remove(args, &global).await,
+        Command::Replace(args) => kubernetes::replace::run(args, &global).await,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_arguments_are_consistent() {
@@ -166,6 +192,8 @@ mod tests {
             &["append", "a-1", "--type", "T", "--expect", "-1"],
             &["append", "a-1", "--type", "T", "--id", "7"],
             &["list", "-o", "yaml"],
+            &["status", "--cluster", "demo", "--endpoints", "http://a"],
+            &["replace"],
         ] {
             let all = ["ringfold"].iter().chain(args);
             let error = Cli::try_parse_from(all).unwrap_err();

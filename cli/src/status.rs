@@ -37,6 +37,8 @@ struct NodeRecord {
     disk_free_bytes: Option<u64>,
     disk_total_bytes: Option<u64>,
     appends_refused: Option<bool>,
+    ready: Option<bool>,
+    waiting: Vec<String>,
     problems: Vec<String>,
     /// Partitions that it leads.
     #[serde(skip)]
@@ -159,6 +161,8 @@ fn record(
         disk_free_bytes: status.as_ref().map(|s| s.disk_free_bytes),
         disk_total_bytes: status.as_ref().map(|s| s.disk_total_bytes),
         appends_refused: status.as_ref().map(|s| s.appends_refused),
+        ready: status.as_ref().map(|s| s.ready),
+        waiting: status.as_ref().map(|s| s.waiting.clone()).unwrap_or_default(),
         problems,
     }
 }

@@ -39,7 +39,8 @@ impl Client {
     /// [`ClientError::Refused`], [`ClientError::Unavailable`].
     pub async fn rebalance_pause(&self) -> Result<(), ClientError> {
         let send = |c, r| async move { cluster(c).rebalance_pause(r).await };
-        let answer = self.call(None, &v1::RebalancePauseRequest {}, send).await;
+        let request = v1::RebalancePauseRequest { if_epoch: self.if_epoch() };
+        let answer = self.call(None, &request, send).await;
         answer.map(|_| ()).map_err(Tries::conclude_read)
     }
 
@@ -49,7 +50,8 @@ impl Client {
     /// [`ClientError::Refused`], [`ClientError::Unavailable`].
     pub async fn rebalance_resume(&self) -> Result<(), ClientError> {
         let send = |c, r| async move { cluster(c).rebalance_resume(r).await };
-        let answer = self.call(None, &v1::RebalanceResumeRequest {}, send).await;
+        let request = v1::RebalanceResumeRequest { if_epoch: self.if_epoch() };
+        let answer = self.call(None, &request, send).await;
         answer.map(|_| ()).map_err(Tries::conclude_read)
     }
 
@@ -60,7 +62,7 @@ impl Client {
     /// (nothing was changed), `MEMBER_NOT_FOUND`, or `MEMBER_REFUSED` when the node was undrained;
     /// [`ClientError::Unavailable`] when nobody answers within the deadline.
     pub fn drain(&self, node_id: u64) -> Answers<v1::DrainProgress> {
-        watch(self.clone(), Drain { node_id, replicas_at_start: None })
+        watch(self.clone(), Drain { node_id, if_epoch: self.if_epoch(), replicas_at_start: None })
     }
 
     /// Lets a draining node take replicas again. Of an active one it changes nothing.
@@ -69,7 +71,8 @@ impl Client {
     /// [`ClientError::Refused`] with `MEMBER_NOT_FOUND`, [`ClientError::Unavailable`].
     pub async fn undrain(&self, node_id: u64) -> Result<(), ClientError> {
         let send = |c, r| async move { cluster(c).undrain(r).await };
-        let answer = self.call(None, &v1::UndrainRequest { node_id }, send).await;
+        let request = v1::UndrainRequest { node_id, if_epoch: self.if_epoch() };
+        let answer = self.call(None, &request, send).await;
         answer.map(|_| ()).map_err(Tries::conclude_read)
     }
 
@@ -81,7 +84,8 @@ impl Client {
     /// drained; [`ClientError::Unavailable`].
     pub async fn remove_member(&self, node_id: u64) -> Result<(), ClientError> {
         let send = |c, r| async move { cluster(c).remove_member(r).await };
-        let answer = self.call(None, &v1::RemoveMemberRequest { node_id }, send).await;
+        let request = v1::RemoveMemberRequest { node_id, if_epoch: self.if_epoch() };
+        let answer = self.call(None, &request, send).await;
         answer.map(|_| ()).map_err(Tries::conclude_read)
     }
 }
@@ -119,6 +123,7 @@ impl Watched for v1::RebalanceWatchRequest {
 
 struct Drain {
     node_id: u64,
+    if_epoch: u64,
     replicas_at_start: Option<u32>,
 }
 
@@ -126,7 +131,8 @@ impl Watched for Drain {
     type Message = v1::DrainProgress;
     const MAY_BE_SILENT: bool = false;
     async fn open(&self, channel: Channel) -> Result<Response<Streaming<Self::Message>>, Status> {
-        cluster(channel).drain(Request::new(v1::DrainRequest { node_id: self.node_id })).await
+        let Drain { node_id, if_epoch, .. } = *self;
+        cluster(channel).drain(Request::new(v1::DrainRequest { node_id, if_epoch })).await
     }
     fn take(&mut self, message: &mut Self::Message) -> Taken {
         message.replicas_at_start =

@@ -37,6 +37,8 @@ const LEADER_URL: &str = "ringfold-leader-url";
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    /// Of administrative calls; 0: any.
+    if_epoch: u64,
 }
 
 struct Inner {
@@ -110,6 +112,7 @@ impl Client {
             }
         }
         let client = Client {
+            if_epoch: 0,
             inner: Arc::new(Inner {
                 map: ArcSwap::from_pointee(Map::new(nodes.clone())),
                 config,
@@ -141,6 +144,18 @@ impl Client {
         }
         drop(asked);
         if answered { Ok(client) } else { Err(tries.conclude_read()) }
+    }
+
+    /// The same client for decisions that rest on the topology of that epoch: `drain`, `undrain`,
+    /// `remove_member`, `rebalance_pause`, `rebalance_resume`, `safe_to_stop` and `transfer_leaders`
+    /// are refused (`STALE_EPOCH`) once the cluster is at another one, unless what they ask for is so
+    /// already.
+    pub fn at_epoch(&self, epoch: u64) -> Client {
+        Client { inner: self.inner.clone(), if_epoch: epoch }
+    }
+
+    pub(crate) fn if_epoch(&self) -> u64 {
+        self.if_epoch
     }
 
     pub(crate) fn config(&self) -> &ClientConfig {
@@ -578,9 +593,8 @@ impl Client {
     /// [`ClientError::Refused`], [`ClientError::Unavailable`].
     pub async fn safe_to_stop(&self, node_id: u64) -> Result<v1::SafeToStopResponse, ClientError> {
         let send = |c, r| async move { cluster(c).safe_to_stop(r).await };
-        self.call(None, &v1::SafeToStopRequest { node_id }, send)
-            .await
-            .map_err(Tries::conclude_read)
+        let request = v1::SafeToStopRequest { node_id, if_epoch: self.if_epoch };
+        self.call(None, &request, send).await.map_err(Tries::conclude_read)
     }
 
     /// Has that one node hand all its leaderships to others; answers when done, or at the deadline
@@ -594,7 +608,8 @@ impl Client {
         endpoint: &str,
     ) -> Result<v1::TransferLeadersResponse, ClientError> {
         let send = |c, r| async move { cluster(c).transfer_leaders(r).await };
-        let answer = self.ask(endpoint, v1::TransferLeadersRequest {}, send).await?;
+        let request = v1::TransferLeadersRequest { if_epoch: self.if_epoch };
+        let answer = self.ask(endpoint, request, send).await?;
         self.refresh_soon(Duration::ZERO);
         Ok(answer)
     }

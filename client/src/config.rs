@@ -1,6 +1,8 @@
 //! Settings of a client.
 use std::time::Duration;
 
+use crate::Connector;
+
 /// How a [`Client`](crate::Client) reaches its cluster. Start from [`ClientConfig::new`].
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
@@ -12,6 +14,8 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// HTTP/2 connections to each node. Two keep both cores of a small machine busy.
     pub channels_per_node: usize,
+    /// How connections to the nodes' URLs are opened; `None`: by TCP.
+    pub connector: Option<Connector>,
     pub retry: RetryConfig,
     /// Sends the last position that this client saw along with each append, so that what it appends
     /// later is ordered later, whichever partitions it goes to.
@@ -54,6 +58,7 @@ impl ClientConfig {
             deadline: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(2),
             channels_per_node: 2,
+            connector: None,
             retry: RetryConfig::default(),
             causal: false,
             in_flight_max: 1_024,

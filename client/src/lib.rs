@@ -25,6 +25,7 @@ mod admin;
 mod appender;
 mod client;
 mod config;
+mod connector;
 mod error;
 mod event;
 mod nodes;
@@ -34,6 +35,7 @@ mod retry;
 pub use appender::{Appender, Pending};
 pub use client::Client;
 pub use config::{ClientConfig, RetryConfig};
+pub use connector::{Connection, Connector};
 pub use error::{ClientError, ERROR_DOMAIN, ServerError};
 pub use event::{
     Appended, Consistency, Expected, ListOptions, LookupOptions, NewEvent, ReadOptions,

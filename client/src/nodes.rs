@@ -43,8 +43,11 @@ impl Node {
             .http2_keep_alive_interval(Duration::from_secs(5))
             .keep_alive_timeout(Duration::from_secs(5))
             .tcp_nodelay(true);
-        let channels =
-            (0..config.channels_per_node.max(1)).map(|_| endpoint.connect_lazy()).collect();
+        let channel = |_| match &config.connector {
+            Some(connector) => connector.channel(&endpoint),
+            None => endpoint.connect_lazy(),
+        };
+        let channels = (0..config.channels_per_node.max(1)).map(channel).collect();
         Ok(Arc::new(Node {
             url,
             channels,

@@ -84,5 +84,13 @@ async fn a_removal_without_an_answer_is_said_again() {
     let cluster = FakeCluster::start(1);
     let client = cluster.client().await;
     client.remove_member(5).await.unwrap();
-    assert_eq!(cluster.shared.lock().removed, [5, 5]);
+    assert_eq!(cluster.shared.lock().removed, [(5, 0), (5, 0)]);
+}
+
+#[tokio::test]
+async fn a_client_at_an_epoch_names_it_with_every_try() {
+    let cluster = FakeCluster::start(1);
+    let client = cluster.client().await;
+    client.at_epoch(7).remove_member(5).await.unwrap();
+    assert_eq!(cluster.shared.lock().removed, [(5, 7), (5, 7)]);
 }

@@ -127,8 +127,8 @@ pub struct EventStoreClusterSpec {
     #[schemars(extend("maxProperties" = 64))]
     // Over a constant list: the names in the map have no bound, and a rule over them would cost too much.
     #[x_kube(validation = Rule::new(
-        "['data_dir', 'name', 'client_listen', 'peer_listen', 'gossip_listen', 'client_url', 'peer_address', 'gossip_advertise', 'seeds', 'zone', 'gossip_key', 'gossip_key_file', 'gossip_previous_key', 'gossip_previous_key_file', 'log_format', 'moves_per_node', 'move_bytes_per_s'].all(k, !(k in self))"
-    ).message("config must not hold what the operator sets itself: data_dir, name, client_listen, peer_listen, gossip_listen, client_url, peer_address, gossip_advertise, seeds, zone, gossip_key, gossip_key_file, gossip_previous_key, gossip_previous_key_file, log_format, moves_per_node, move_bytes_per_s"))]
+        "['data_dir', 'name', 'client_listen', 'peer_listen', 'gossip_listen', 'client_url', 'peer_address', 'gossip_advertise', 'seeds', 'zone', 'gossip_key', 'gossip_key_file', 'gossip_previous_key', 'gossip_previous_key_file', 'http_listen', 'stop_wait_ms', 'log_format', 'moves_per_node', 'move_bytes_per_s'].all(k, !(k in self))"
+    ).message("config must not hold what the operator sets itself: data_dir, name, client_listen, peer_listen, gossip_listen, client_url, peer_address, gossip_advertise, seeds, zone, gossip_key, gossip_key_file, gossip_previous_key, gossip_previous_key_file, http_listen, stop_wait_ms, log_format, moves_per_node, move_bytes_per_s"))]
     pub config: BTreeMap<String, String>,
     /// ServiceAccount of the pods.
     #[serde(default)]

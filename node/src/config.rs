@@ -30,6 +30,8 @@ pub struct Settings {
     pub gossip_key: Secret,
     pub gossip_previous_key_file: String,
     pub gossip_previous_key: Secret,
+    /// `None`: off.
+    pub http_listen: Option<SocketAddr>,
     pub zone: String,
     pub tick_ms: u64,
     pub heartbeat_ticks: usize,
@@ -41,6 +43,7 @@ pub struct Settings {
     pub repair_after_ms: u64,
     pub move_bytes_per_s: u64,
     pub moves_per_node: u32,
+    pub stop_wait_ms: u64,
     pub apply_threads: usize,
     pub read_threads: usize,
     pub log_format: LogFormat,
@@ -292,6 +295,11 @@ fn check_together(s: &Settings, faults: &mut Vec<String>) {
             "client_listen and peer_listen are both {}: two ports are needed",
             s.client_listen
         ));
+    }
+    for (name, address) in [("client_listen", s.client_listen), ("peer_listen", s.peer_listen)] {
+        if s.http_listen == Some(address) {
+            faults.push(format!("http_listen and {name} are both {address}: two ports are needed"));
+        }
     }
     // A lease lasts three quarters of an election timeout and must outlive a lost heartbeat.
     if s.election_ticks < 3 * s.heartbeat_ticks {

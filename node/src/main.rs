@@ -1,7 +1,7 @@
 //! `ringfold-node`: one node of a cluster.
 use ringfold_node::config::{self, Loaded, LogFormat, Settings};
+use ringfold_node::stop::Stop;
 use ringfold_node::{panics, server};
-use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
@@ -53,8 +53,8 @@ fn raise_file_limit() {
 }
 
 async fn run(settings: Settings) -> i32 {
-    let stop = CancellationToken::new();
-    let on_signal = stop.clone();
+    let told = Stop::default();
+    let on_signal = told.clone();
     tokio::spawn(async move {
         use tokio::signal::unix::{SignalKind, signal};
         let (Ok(mut term), Ok(mut int)) =
@@ -63,13 +63,15 @@ async fn run(settings: Settings) -> i32 {
             tracing::error!("signals cannot be handled: the node only ends when it is killed");
             return;
         };
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
+        for next in [&on_signal.asked, &on_signal.at_once] {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+            next.cancel();
         }
-        on_signal.cancel();
     });
-    match server::run(settings, stop).await {
+    match server::run(settings, told).await {
         Ok(()) => 0,
         Err(e) => {
             tracing::error!(error = %e, "the node ended");

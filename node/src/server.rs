@@ -1,4 +1,10 @@
 //! One node, wired: what starts in which order, and how it ends.
+mod opening;
+mod watching;
+
+pub(crate) use opening::sync_folder;
+
+use crate::api;
 use crate::api::node::{Node, NodeInfo};
 use crate::api::read_pool::ReadPool;
 use crate::api::validate::Limits;
@@ -6,8 +12,9 @@ use crate::cluster::{Cluster, Hooks};
 use crate::config::Settings;
 use crate::disk::{self, DiskError};
 use crate::gossip::{self, Gossip};
+use crate::http::{self, Http};
 use crate::identity::{self, IdentityError};
-use crate::ids::{NodeId, ReplicaId};
+use crate::ids::NodeId;
 use crate::meta::join::JoinError;
 use crate::meta::rebalance::{Rebalance, RebalanceSettings};
 use crate::partition::store::SharedResources;
@@ -18,25 +25,26 @@ use crate::peer::frame::Timing;
 use crate::peer::transfer::{TransferError, TransferSettings, Transfers};
 use crate::peer::transport::{Handlers, Transport, TransportSettings};
 use crate::raft::driver::{Counters, DriverSettings, Input, NewGroup};
-use crate::raft::handle::{RaftHandle, Replicas};
-use crate::raft::log::engine::{EngineLog, EngineSettings};
+use crate::raft::handle::Replicas;
 use crate::raft::log::{LogError, RaftLog};
 use crate::raft::runtime::{FlushSettings, Parts, RaftRuntime};
+use crate::readiness::{self, Readiness};
 use crate::replicas::ReplicaHome;
 use crate::router::Router;
+use crate::stop::{self, Stop};
 use crate::transfers::ReplicaTransfers;
-use crate::watermark::{LogState, Watermark, judge};
-use crate::{api, clock};
-use ringfold_proto::internal::{Identity, MetaJoin, MetaState};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::watermark::Watermark;
+use opening::{load_replicas, open_log};
+use ringfold_proto::internal::{MetaJoin, MetaState};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use watching::{sync_watermark, watch_clock, watch_disk};
 
 /// Why a node did not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -73,19 +81,15 @@ impl RunError {
     }
 }
 
-/// Leaderships are handed over for so long before the port closes.
-const HAND_OVER: Duration = Duration::from_secs(3);
-
-/// What the log of the data directory is, and what it holds.
-struct OpenedLog {
-    log: Option<Arc<dyn RaftLog>>,
-    watermark: Option<Arc<Watermark>>,
-    lost: Option<String>,
-}
-
-/// Runs the node until `stop`.
-pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunError> {
+/// Runs the node until it is told to stop.
+pub async fn run(settings: Settings, told: Stop) -> Result<(), RunError> {
     let settings = Arc::new(settings);
+    let stop = CancellationToken::new();
+    let http = Arc::new(Http::default());
+    if let Some(address) = settings.http_listen {
+        let listener = listen("http_listen", address).await?;
+        tokio::spawn(http::serve(listener, http.clone()));
+    }
     let dir = settings.data_dir.clone();
     let directory = |action| {
         let path = dir.display().to_string();
@@ -198,6 +202,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
         membership: OnceLock::new(),
         disk: Default::default(),
         lost: OnceLock::new(),
+        leaving: AtomicBool::new(false),
         stopping: stop.clone(),
         hooks: Box::new(Hooks(cluster.clone())),
     });
@@ -273,26 +278,34 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), RunE
         limits: Limits::default(),
         reads: ReadPool::new(settings.read_threads).map_err(RunError::Thread)?,
         router: Router::default(),
+        metrics: http.metrics.clone(),
+        readiness: Readiness::default(),
     });
+    http.metrics.show(&node);
+    let _ = http.node.set(node.clone());
+    tasks.spawn(cancellable(&stop, readiness::watch(node.clone())));
     tracing::info!(
         clients = %settings.client_listen, peers = %settings.peer_listen,
         data_dir = %dir.display(), "node started"
     );
     let close = CancellationToken::new();
     let closing = close.clone();
-    let serve = api::server::serve(client_listener, node, async move { closing.cancelled().await });
-    let hand_over = async {
-        stop.cancelled().await;
-        tracing::info!("stopping: handing leaderships over");
-        match tokio::time::timeout(HAND_OVER, raft.transfer_all()).await {
-            Ok(Ok(o)) => {
-                tracing::info!(moved = o.transferred, left = o.remaining, "leaderships handed over")
+    let serve =
+        api::server::serve(client_listener, node.clone(), async move { closing.cancelled().await });
+    let wait = Duration::from_millis(settings.stop_wait_ms);
+    let leave = async {
+        tokio::select! {
+            // It was removed, or belongs to another cluster.
+            () = stop.cancelled() => {}
+            () = told.asked.cancelled() => {
+                tracing::info!("told to stop");
+                stop::leave(&node, wait, &told.at_once).await;
             }
-            _ => tracing::warn!("leaderships were not all handed over in time"),
         }
+        stop.cancel();
         close.cancel();
     };
-    let (served, ()) = tokio::join!(serve, hand_over);
+    let (served, ()) = tokio::join!(serve, leave);
     tasks.close();
     transport.stop();
     if let Some(runtime) = runtime {
@@ -326,86 +339,6 @@ fn cancellable(
             () = f => {}
         }
     }
-}
-
-/// Says that the log was lost, for good: what is written behind a lost end must never be taken for it.
-const LOST: &str = "LOST";
-
-/// Opens the log and judges it before anything is written to it.
-fn open_log(dir: &Path, identity: &Identity) -> OpenedLog {
-    let path = dir.join("log");
-    let existed = path.exists();
-    let lost = |log, reason: String| OpenedLog { log, watermark: None, lost: Some(reason) };
-    let for_good = |log, reason: String| {
-        if let Err(e) = identity::write_atomically(&dir.join(LOST), reason.as_bytes()) {
-            tracing::error!(error = %e, "{LOST} could not be written");
-        }
-        lost(log, reason)
-    };
-    if let Ok(reason) = std::fs::read_to_string(dir.join(LOST)) {
-        let log = existed.then(|| EngineLog::open(&path, EngineSettings::default()).ok()).flatten();
-        return lost(log.map(|l| Arc::new(l) as Arc<dyn RaftLog>), reason);
-    }
-    let (watermark, found) = match Watermark::open(dir) {
-        Ok(opened) => opened,
-        Err(e) => return lost(None, e.to_string()),
-    };
-    if !existed && identity.node_id != 0 {
-        return for_good(None, "the log is missing, but this node has been a member".into());
-    }
-    let log = match EngineLog::open(&path, EngineSettings::default()) {
-        Ok(log) => Arc::new(log),
-        Err(e) => return lost(None, e.to_string()),
-    };
-    match judge(log.last_number(), found, identity.node_id != 0, existed) {
-        LogState::Lost { reason } => for_good(Some(log), reason),
-        // Before the identity says that there is a log, its folder must be there for good.
-        LogState::Fine => match sync_folder(&path).and_then(|()| sync_folder(dir)) {
-            Ok(()) => {
-                OpenedLog { log: Some(log), watermark: Some(Arc::new(watermark)), lost: None }
-            }
-            Err(e) => lost(None, format!("the log's folder cannot be synced: {e}")),
-        },
-    }
-}
-
-/// Makes the names in a folder durable.
-pub(crate) fn sync_folder(path: &Path) -> std::io::Result<()> {
-    std::fs::File::open(path)?.sync_all()
-}
-
-type Loaded = (Vec<NewGroup>, BTreeSet<ReplicaId>);
-
-/// Opens what the log has records of. Of a lost log the replicas are shown as closed.
-fn load_replicas(
-    opened: &OpenedLog,
-    home: &ReplicaHome,
-    replicas: &Replicas,
-) -> std::io::Result<Loaded> {
-    let (mut groups, mut known) = (Vec::new(), BTreeSet::new());
-    let Some(log) = &opened.log else { return Ok((groups, known)) };
-    let loaded = match log.load() {
-        Ok(loaded) => loaded,
-        Err(e) => {
-            // A record of a newer version: nothing can be run, and nothing is removed.
-            return Err(std::io::Error::other(e.to_string()));
-        }
-    };
-    if opened.lost.is_none() {
-        let live = loaded.iter().filter(|l| !l.record.destroyed).map(|l| l.record.directory_name());
-        home.clean(&live.collect())?;
-    }
-    known.extend(loaded.iter().map(|l| l.record.replica));
-    let live: Vec<_> = loaded.into_iter().filter(|l| !l.record.destroyed).collect();
-    match &opened.lost {
-        Some(reason) => {
-            for l in live {
-                ReplicaHome::register_closed(l.record.group, l.record.replica, reason, replicas);
-            }
-        }
-        None => groups = home.load_all(live, replicas),
-    }
-    Ok((groups, known))
 }
 
 fn start_raft(
@@ -469,53 +402,4 @@ fn driver_values(counters: Option<&Counters>) -> BTreeMap<String, u64> {
     .into_iter()
     .map(|(name, n)| (name.to_owned(), n.load(Ordering::Relaxed)))
     .collect()
-}
-
-/// Syncs WATERMARK once a second when it changed.
-async fn sync_watermark(watermark: Arc<Watermark>) {
-    loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let w = watermark.clone();
-        let synced = tokio::task::spawn_blocking(move || w.sync_if_due(clock::boottime_ns())).await;
-        if let Ok(Err(e)) = synced {
-            tracing::error!(error = %e, "WATERMARK cannot be synced");
-        }
-    }
-}
-
-/// Gives leaderships up while this node's clock is far ahead of its peers'.
-async fn watch_clock(transport: Transport, input: Arc<dyn Fn(Input) + Send + Sync>) {
-    const AHEAD_MS_MAX: i64 = 500;
-    let mut seconds_ahead = 0;
-    loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        match transport.clock_ahead_ms() {
-            Some(ms) if ms > AHEAD_MS_MAX => {
-                seconds_ahead += 1;
-                // One measurement right after a pause is wrong.
-                if seconds_ahead >= 3 {
-                    input(Input::ClockAhead { ms });
-                }
-            }
-            _ => seconds_ahead = 0,
-        }
-    }
-}
-
-/// Shows the disk to the services, and hands leaderships over when it becomes nearly full: this node
-/// refuses appends then.
-async fn watch_disk(disk: Arc<disk::Disk>, info: Arc<NodeInfo>, raft: RaftHandle) {
-    let mut refused = false;
-    loop {
-        info.disk.total_bytes.store(disk.total_bytes(), Ordering::Relaxed);
-        info.disk.free_bytes.store(disk.free_bytes(), Ordering::Relaxed);
-        info.disk.limit_bytes.store(disk.limit_bytes(), Ordering::Relaxed);
-        let now = disk.appends_refused();
-        info.disk.appends_refused.store(now, Ordering::Relaxed);
-        if now && !refused {
-            let _ = raft.transfer_all().await;
-        }
-        refused = now;
-        tokio::time::sleep(Duration::from_millis(250)).await;
-    }
 }

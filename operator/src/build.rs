@@ -21,9 +21,10 @@ use ringfold_crds::DeletionPolicy;
 
 use crate::{names, plane::Sizing, validate::Cluster};
 
-pub const CLIENT_PORT: i32 = 2600;
+pub const CLIENT_PORT: i32 = ringfold_crds::names::CLIENT_PORT as i32;
 pub const PEER_PORT: i32 = 2601;
 pub const GOSSIP_PORT: i32 = 2602;
+pub const HTTP_PORT: i32 = 2603;
 
 /// Everything that is applied for a cluster. What is `None` is deleted where it exists.
 #[derive(Clone, Debug, PartialEq)]
@@ -121,10 +122,7 @@ fn meta(cluster: &Cluster, name: String) -> ObjectMeta {
     }
 }
 
-/// Host name of a pod, or of any with `$(POD_NAME)`, that every pod of the namespace resolves.
-pub fn host(cluster: &str, namespace: &str, pod: &str) -> String {
-    format!("{pod}.{}.{namespace}.svc", names::nodes(cluster))
-}
+pub use ringfold_crds::names::host;
 
 /// URL of a node's API. One place to change once nodes speak TLS.
 pub fn client_url(cluster: &str, namespace: &str, pod: &str) -> String {

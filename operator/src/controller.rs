@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, future::join_all};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
@@ -17,7 +17,7 @@ use kube::{
     core::PartialObjectMeta,
     runtime::{
         Controller,
-        controller::{Action as Requeue, Config},
+        controller::{self, Action as Requeue, Config},
         events::{Event, EventType, Recorder, Reporter},
         reflector::ObjectRef,
         watcher,
@@ -30,10 +30,11 @@ use serde_json::json;
 use crate::{
     build,
     decide::decide,
+    failpoint,
     live::{Live, Plane, observe},
     metrics::Metrics,
-    names,
-    plane::KubernetesError,
+    names, patch,
+    plane::{KubernetesError, PlaneError},
     status,
     step::{Outcome, StepError, carry_out},
     validate::{Cluster, validate},
@@ -46,6 +47,9 @@ const WHILE_IT_GOES_ON: Duration = Duration::from_secs(2);
 const AT_REST: Duration = Duration::from_secs(15);
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// A look and its step take no longer, or whoever is asked is gone without a word: the next look opens
+/// connections of its own.
+const LOOK_MAX: Duration = Duration::from_secs(90);
 
 /// Why a look did not end well. It is taken again, later each time.
 #[derive(Debug, thiserror::Error)]
@@ -56,13 +60,16 @@ pub enum ReconcileError {
     Step(#[from] StepError),
     #[error("the status could not be written: {0}")]
     Status(#[source] Box<kube::Error>),
+    #[error("it was given up after {} s without an answer", LOOK_MAX.as_secs())]
+    TooLong,
 }
 
 /// What is kept of a cluster between looks: connections and times, nothing that a decision rests on.
 struct Kept {
+    /// A resource of the same name that was made anew is another cluster.
+    uid: String,
     plane: Arc<Plane>,
     status_written: Option<Instant>,
-    failures: u32,
 }
 
 pub struct Context {
@@ -72,12 +79,14 @@ pub struct Context {
     recorder: Recorder,
     metrics: Arc<Metrics>,
     kept: Mutex<HashMap<ObjectRef<EventStoreCluster>, Kept>>,
+    /// Looks that failed, one after the other.
+    failures: Mutex<HashMap<ObjectRef<EventStoreCluster>, u32>>,
 }
 
-/// Runs until the process is told to end. `namespace`: `None`: all.
+/// Runs until the process is told to end. `namespaces`: whose clusters; none: all.
 pub async fn run(
     client: Client,
-    namespace: Option<&str>,
+    namespaces: &[String],
     release: String,
     metrics: Arc<Metrics>,
     identity: &str,
@@ -90,25 +99,42 @@ pub async fn run(
         release,
         metrics,
         kept: Mutex::default(),
+        failures: Mutex::default(),
     });
-    let controller = Controller::new(scoped(&client, namespace), watcher::Config::default())
+    // Each namespace is watched by itself: rights in some of them are not rights to list all.
+    let all = [None];
+    let each: Vec<_> = namespaces.iter().map(|n| Some(n.as_str())).collect();
+    let places = if each.is_empty() { &all[..] } else { &each };
+    join_all(places.iter().map(|place| watch(&client, *place, context.clone()))).await;
+}
+
+async fn watch(client: &Client, namespace: Option<&str>, context: Arc<Context>) {
+    let after = context.clone();
+    let controller = Controller::new(scoped(client, namespace), watcher::Config::default())
         .with_config(
             Config::default().concurrency(CONCURRENCY).debounce(Duration::from_millis(100)),
         )
-        .owns(scoped::<StatefulSet>(&client, namespace), ours())
-        .watches(scoped::<PartialObjectMeta<Pod>>(&client, namespace), ours(), cluster_of)
+        .owns(scoped::<StatefulSet>(client, namespace), ours())
+        .watches(scoped::<PartialObjectMeta<Pod>>(client, namespace), ours(), cluster_of)
         .watches(
-            scoped::<PartialObjectMeta<PersistentVolumeClaim>>(&client, namespace),
+            scoped::<PartialObjectMeta<PersistentVolumeClaim>>(client, namespace),
             ours(),
             cluster_of,
         )
         .shutdown_on_signal();
     controller
         .run(reconcile, failed, context)
-        .for_each(|done| async move {
-            if let Err(error) = done {
-                tracing::debug!(%error, "a look was not taken");
+        .for_each(|done| {
+            match done {
+                // It is gone, and nobody will ask for it again.
+                Err(controller::Error::ObjectNotFound(gone)) => after.forget(
+                    &ObjectRef::new(&gone.name)
+                        .within(gone.namespace.as_deref().unwrap_or_default()),
+                ),
+                Err(error) => tracing::debug!(%error, "a look was not taken"),
+                Ok(_) => {}
             }
+            std::future::ready(())
         })
         .await;
 }
@@ -140,11 +166,12 @@ fn failed(
     error: &ReconcileError,
     context: Arc<Context>,
 ) -> Requeue {
-    let mut kept = context.kept.lock();
-    let failures = kept.get_mut(&ObjectRef::from_obj(&*resource)).map_or(1, |k| {
-        k.failures = k.failures.saturating_add(1);
-        k.failures
-    });
+    let failures = {
+        let mut failures = context.failures.lock();
+        let failures = failures.entry(ObjectRef::from_obj(&*resource)).or_default();
+        *failures = failures.saturating_add(1);
+        *failures
+    };
     context.metrics.reconciles.get_or_create(&[("result", "error".into())]).inc();
     tracing::warn!(cluster = %ObjectRef::from_obj(&*resource), %error, failures, "a look failed");
     let longest = BACKOFF_MAX.min(Duration::from_millis(250) * 2_u32.pow(failures.min(10)));
@@ -155,10 +182,18 @@ async fn reconcile(
     resource: Arc<EventStoreCluster>,
     context: Arc<Context>,
 ) -> Result<Requeue, ReconcileError> {
+    let looked = tokio::time::timeout(LOOK_MAX, look(resource, context)).await;
+    looked.unwrap_or(Err(ReconcileError::TooLong))
+}
+
+async fn look(
+    resource: Arc<EventStoreCluster>,
+    context: Arc<Context>,
+) -> Result<Requeue, ReconcileError> {
     let key = ObjectRef::from_obj(&*resource);
     // Owner references do the rest.
     if resource.metadata.deletion_timestamp.is_some() {
-        context.kept.lock().remove(&key);
+        context.forget(&key);
         return Ok(Requeue::await_change());
     }
     let began = Instant::now();
@@ -193,7 +228,10 @@ async fn reconcile(
     context.metrics.reconcile_seconds.observe(began.elapsed().as_secs_f64());
     match error {
         // What it rested on has changed: that is no failure.
-        Some(ReconcileError::Step(StepError::Kubernetes(KubernetesError::Changed(what)))) => {
+        Some(ReconcileError::Step(
+            StepError::Kubernetes(KubernetesError::Changed(what))
+            | StepError::Plane(PlaneError::Changed(what)),
+        )) => {
             tracing::debug!(cluster = %key, what, "looking again");
             return Ok(Requeue::requeue(AFTER_AN_ACTION));
         }
@@ -201,9 +239,7 @@ async fn reconcile(
         None => {}
     }
     context.metrics.reconciles.get_or_create(&[("result", "ok".into())]).inc();
-    if let Some(kept) = context.kept.lock().get_mut(&key) {
-        kept.failures = 0;
-    }
+    context.failures.lock().remove(&key);
     Ok(Requeue::requeue(soon))
 }
 
@@ -215,12 +251,21 @@ type Looked = Result<
 impl Context {
     fn plane(&self, key: &ObjectRef<EventStoreCluster>, cluster: &Cluster) -> Arc<Plane> {
         let mut kept = self.kept.lock();
-        let kept = kept.entry(key.clone()).or_insert_with(|| Kept {
+        let new = || Kept {
+            uid: cluster.uid.clone(),
             plane: Arc::new(Plane::new(cluster)),
             status_written: None,
-            failures: 0,
-        });
+        };
+        let kept = kept.entry(key.clone()).or_insert_with(new);
+        if kept.uid != cluster.uid {
+            *kept = new();
+        }
         kept.plane.clone()
+    }
+
+    fn forget(&self, key: &ObjectRef<EventStoreCluster>) {
+        self.kept.lock().remove(key);
+        self.failures.lock().remove(key);
     }
 
     /// Looks, decides and acts. What failed still has a status: what was seen.
@@ -232,6 +277,7 @@ impl Context {
     ) -> Looked {
         let world = observe(&self.client, plane, cluster).await.map_err(|e| (None, e.into()))?;
         let decision = decide(cluster, &world);
+        failpoint::hit("observed").await;
         let running = world.stateful_set.as_ref().map(|s| s.image.as_str());
         let image = build::image(cluster, running, &self.release);
         let live = Live { client: &self.client, cluster, image };
@@ -252,6 +298,8 @@ impl Context {
             (_, true) => AFTER_AN_ACTION,
             (Some(_), false) => WHILE_IT_GOES_ON,
             (None, false) if after.rebalance.is_some() => WHILE_IT_GOES_ON,
+            // Whoever is silent may answer at any time, and no object changes then.
+            (None, false) if world.view.is_none() && !cluster.hibernated => WHILE_IT_GOES_ON,
             (None, false) => AT_REST,
         };
         Ok((after, soon))
@@ -272,13 +320,8 @@ impl Context {
         }
         let namespace = resource.namespace().unwrap_or_default();
         let api: Api<EventStoreCluster> = Api::namespaced(self.client.clone(), &namespace);
-        // A merge patch with nulls, so that what is over goes away; bound to what was read.
-        let mut status = json!(after);
-        for field in ["operation", "rebalance", "version"] {
-            if status.get(field).is_none() {
-                status[field] = serde_json::Value::Null;
-            }
-        }
+        // Bound to what was read.
+        let Some(status) = patch::merge(&json!(before), &json!(after)) else { return Ok(()) };
         let patch = json!({
             "metadata": {"resourceVersion": resource.resource_version()}, "status": status,
         });
@@ -295,6 +338,7 @@ impl Context {
         if let Some(kept) = self.kept.lock().get_mut(&key) {
             kept.status_written = Some(Instant::now());
         }
+        failpoint::hit("status-written").await;
         self.tell(resource, before, after).await;
         Ok(())
     }

@@ -361,7 +361,9 @@ impl Look<'_> {
             });
             return match late {
                 Some(pod) => {
-                    let trouble = match &pod.trouble {
+                    let said = self.world.reports.get(&ordinal);
+                    let said = said.map(|r| r.waiting.join("; ")).filter(|w| !w.is_empty());
+                    let trouble = match pod.trouble.as_ref().or(said.as_ref()) {
                         Some(t) => format!(": {t}"),
                         None => String::new(),
                     };
@@ -387,7 +389,7 @@ impl Look<'_> {
 
 /// Name of the claim of an ordinal's volume.
 pub fn claim_name(cluster: &str, ordinal: Ordinal) -> String {
-    format!("data-{}", pod_name(cluster, ordinal))
+    ringfold_crds::names::claim(&pod_name(cluster, ordinal))
 }
 
 #[cfg(test)]

@@ -29,6 +29,16 @@ pub enum Turn {
     Wait,
 }
 
+/// How one look at the Lease ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// As of the beginning of the look.
+    Held,
+    AnotherHolds,
+    /// It changed between the look and the write.
+    Raced,
+}
+
 /// The Lease as it was last seen, and since when it has looked like that.
 #[derive(Clone, Debug)]
 struct Seen {
@@ -52,6 +62,8 @@ pub struct Election {
     name: String,
     me: String,
     seen: Option<Seen>,
+    /// Before the last write that it held by: others count from later on.
+    renewed: Instant,
 }
 
 impl Election {
@@ -62,16 +74,22 @@ impl Election {
             name: name.into(),
             me: me.into(),
             seen: None,
+            renewed: Instant::now(),
         }
     }
 
     /// Returns once this process holds the Lease.
     pub async fn acquire(&mut self) {
         loop {
-            match self.step().await {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err(error) => tracing::warn!(%error, "the Lease cannot be read or written"),
+            let began = Instant::now();
+            match tokio::time::timeout(RENEW_DEADLINE, self.step()).await {
+                Ok(Ok(Step::Held)) => {
+                    self.renewed = began;
+                    return;
+                }
+                Ok(Ok(Step::Raced | Step::AnotherHolds)) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "the Lease cannot be read or written"),
+                Err(_) => tracing::warn!("the Kubernetes API does not answer about the Lease"),
             }
             tokio::time::sleep(RENEW_EVERY / 2).await;
         }
@@ -79,18 +97,19 @@ impl Election {
 
     /// Renews the Lease until it is lost, and says why. The caller ends the process.
     pub async fn hold(&mut self) -> String {
-        let mut renewed = Instant::now();
         loop {
             tokio::time::sleep(RENEW_EVERY.min(RENEW_DEADLINE / 4)).await;
-            let left = RENEW_DEADLINE.saturating_sub(renewed.elapsed());
+            let left = RENEW_DEADLINE.saturating_sub(self.renewed.elapsed());
             let began = Instant::now();
             match tokio::time::timeout(left, self.step()).await {
-                Ok(Ok(true)) => renewed = began,
-                Ok(Ok(false)) => return "another operator holds the Lease".into(),
+                Ok(Ok(Step::Held)) => self.renewed = began,
+                Ok(Ok(Step::AnotherHolds)) => return "another operator holds the Lease".into(),
+                // Somebody has touched it: the next look says whether it is still this one's.
+                Ok(Ok(Step::Raced)) => {}
                 Ok(Err(error)) => tracing::warn!(%error, "the Lease was not renewed"),
                 Err(_) => {}
             }
-            if renewed.elapsed() >= RENEW_DEADLINE {
+            if self.renewed.elapsed() >= RENEW_DEADLINE {
                 return format!("the Lease was not renewed for {} s", RENEW_DEADLINE.as_secs());
             }
         }
@@ -108,12 +127,12 @@ impl Election {
         }
     }
 
-    /// One look and at most one write. `true`: held, as of the beginning of this call.
-    async fn step(&mut self) -> Result<bool, kube::Error> {
+    /// One look and at most one write.
+    async fn step(&mut self) -> Result<Step, kube::Error> {
         let found = self.api.get_opt(&self.name).await?;
         self.look(found.as_ref());
         let written = match turn(self.seen.as_ref(), &self.me, Instant::now()) {
-            Turn::Wait => return Ok(false),
+            Turn::Wait => return Ok(Step::AnotherHolds),
             Turn::Create => self.api.create(&PostParams::default(), &self.lease(None)).await,
             Turn::Renew | Turn::TakeOver => {
                 let lease = self.lease(found);
@@ -123,10 +142,9 @@ impl Election {
         match written {
             Ok(lease) => {
                 self.look(Some(&lease));
-                Ok(true)
+                Ok(Step::Held)
             }
-            // Another was faster: the next look says who.
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => Ok(Step::Raced),
             Err(e) => Err(e),
         }
     }

@@ -5,13 +5,16 @@
 //! [`live`] and [`controller`] hold the clients.
 
 pub mod build;
+pub mod check;
 pub mod controller;
 pub mod decide;
 pub mod drift;
+pub mod failpoint;
 pub mod lease;
 pub mod live;
 pub mod metrics;
 pub mod names;
+pub mod patch;
 pub mod plane;
 pub mod quantity;
 pub mod status;

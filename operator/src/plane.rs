@@ -2,7 +2,7 @@
 //! and by the simulation.
 use std::future::Future;
 
-use crate::world::NodeId;
+use crate::world::{Epoch, NodeId};
 
 /// Why the data plane did not do what it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -10,12 +10,17 @@ pub enum PlaneError {
     /// It answered, and says why not. Nothing was changed.
     #[error("the cluster refuses: {message} ({reason})")]
     Refused { reason: String, message: String },
+    /// What the decision rested on has changed: look again. Nothing was changed.
+    #[error("the cluster has changed meanwhile: {0}")]
+    Changed(String),
     /// No answer: it may or may not have been done.
     #[error("the cluster does not answer: {0}")]
     Unavailable(String),
 }
 
-/// The nodes' administration. Each call can be said again: done already, it changes nothing.
+/// The nodes' administration. Each call can be said again: done already, it changes nothing. Each but
+/// the bootstrap names the epoch that was decided on, and fails with `Changed` at another one: an
+/// operator that was deposed, or that acts on an old look, changes nothing any more.
 pub trait DataPlane: Sync {
     /// Creates the cluster, with that pod's node as its first member.
     fn bootstrap(
@@ -24,16 +29,40 @@ pub trait DataPlane: Sync {
         cluster_id: &str,
     ) -> impl Future<Output = Result<(), PlaneError>> + Send;
     /// Moves everything off a node; answers once that has begun.
-    fn drain(&self, node: NodeId) -> impl Future<Output = Result<(), PlaneError>> + Send;
-    fn undrain(&self, node: NodeId) -> impl Future<Output = Result<(), PlaneError>> + Send;
+    fn drain(
+        &self,
+        node: NodeId,
+        if_epoch: Epoch,
+    ) -> impl Future<Output = Result<(), PlaneError>> + Send;
+    fn undrain(
+        &self,
+        node: NodeId,
+        if_epoch: Epoch,
+    ) -> impl Future<Output = Result<(), PlaneError>> + Send;
     /// Takes a drained node out for good.
-    fn remove(&self, node: NodeId) -> impl Future<Output = Result<(), PlaneError>> + Send;
+    fn remove(
+        &self,
+        node: NodeId,
+        if_epoch: Epoch,
+    ) -> impl Future<Output = Result<(), PlaneError>> + Send;
     /// Why the cluster needs the node now; empty: it may stop.
-    fn needs(&self, node: NodeId) -> impl Future<Output = Result<Vec<String>, PlaneError>> + Send;
+    fn needs(
+        &self,
+        node: NodeId,
+        if_epoch: Epoch,
+    ) -> impl Future<Output = Result<Vec<String>, PlaneError>> + Send;
     /// Has that pod's node hand over its leaderships: how many remain.
-    fn transfer_leaders(&self, pod: &str) -> impl Future<Output = Result<u32, PlaneError>> + Send;
+    fn transfer_leaders(
+        &self,
+        pod: &str,
+        if_epoch: Epoch,
+    ) -> impl Future<Output = Result<u32, PlaneError>> + Send;
     /// Has balancing and draining wait, or go on.
-    fn pause(&self, paused: bool) -> impl Future<Output = Result<(), PlaneError>> + Send;
+    fn pause(
+        &self,
+        paused: bool,
+        if_epoch: Epoch,
+    ) -> impl Future<Output = Result<(), PlaneError>> + Send;
 }
 
 /// Why the Kubernetes API did not do what it was asked for.

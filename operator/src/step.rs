@@ -2,9 +2,10 @@
 //! what rests on the answer.
 use crate::{
     decide::{Action, Decision, Stalled},
+    failpoint,
     plane::{DataPlane, Kubernetes, KubernetesError, PlaneError, Sizing},
     validate::Cluster,
-    world::{NodeId, World, pod_name},
+    world::{Epoch, NodeId, World, pod_name},
 };
 
 /// What became of a decision.
@@ -45,10 +46,17 @@ pub async fn carry_out<K: Kubernetes, P: DataPlane>(
             expected: set.map(|s| (s.uid.clone(), s.resource_version.clone())),
         };
         kubernetes.apply(&sizing).await?;
+        failpoint::hit("applied").await;
     }
     match &decision.action {
         None => Ok(Outcome::default()),
-        Some(action) => act(cluster, action, world, kubernetes, plane).await,
+        Some(action) => {
+            let name = action.name();
+            failpoint::hit(&format!("before-{name}")).await;
+            let outcome = act(cluster, action, world, kubernetes, plane).await;
+            failpoint::hit(&format!("after-{name}")).await;
+            outcome
+        }
     }
 }
 
@@ -59,6 +67,8 @@ async fn act<K: Kubernetes, P: DataPlane>(
     kubernetes: &K,
     plane: &P,
 ) -> Result<Outcome, StepError> {
+    // Without a view nothing is decided that needs one, but what a report alone decides.
+    let epoch = world.view.as_ref().map_or(0, |v| v.epoch);
     match action {
         Action::CreateIdentity { cluster_id } => {
             kubernetes.create_identity(cluster_id.as_deref()).await?;
@@ -70,8 +80,8 @@ async fn act<K: Kubernetes, P: DataPlane>(
         Action::RecordNode { claim, uid, node } => {
             kubernetes.record_node(claim, uid, *node).await?
         }
-        Action::Pause(paused) => plane.pause(*paused).await?,
-        Action::Drain(node) => match plane.drain(*node).await {
+        Action::Pause(paused) => plane.pause(*paused, epoch).await?,
+        Action::Drain(node) => match plane.drain(*node, epoch).await {
             Err(PlaneError::Refused { reason, message }) if reason == "DRAIN_IMPOSSIBLE" => {
                 let claim = world.claims.iter().find(|(_, c)| c.node_id == Some(*node));
                 let pod = claim.map(|(o, _)| pod_name(&cluster.name, *o));
@@ -81,33 +91,35 @@ async fn act<K: Kubernetes, P: DataPlane>(
             }
             done => done?,
         },
-        Action::Undrain(node) => plane.undrain(*node).await?,
-        Action::Remove(node) => plane.remove(*node).await?,
+        Action::Undrain(node) => plane.undrain(*node, epoch).await?,
+        Action::Remove(node) => plane.remove(*node, epoch).await?,
         Action::Restart { pod, uid, node, must_be_safe } => {
             if *must_be_safe {
-                if let Some(waiting) = needed(Some(*node), plane).await? {
+                if let Some(waiting) = needed(Some(*node), epoch, plane).await? {
                     return Ok(waiting);
                 }
-                let left = plane.transfer_leaders(pod).await?;
+                failpoint::hit("restart-agreed").await;
+                let left = plane.transfer_leaders(pod, epoch).await?;
                 if left > 0 {
                     let waiting = vec![format!("{pod} still leads {left} groups")];
                     return Ok(Outcome { waiting, ..Outcome::default() });
                 }
+                failpoint::hit("restart-handed-over").await;
                 // Handing over takes seconds, in which another node may have been lost.
-                if let Some(waiting) = needed(Some(*node), plane).await? {
+                if let Some(waiting) = needed(Some(*node), epoch, plane).await? {
                     return Ok(waiting);
                 }
             }
             kubernetes.delete_pod(pod, uid, None, false).await?;
         }
         Action::DeletePod { pod, uid, resource_version, now, without } => {
-            if let Some(waiting) = needed(*without, plane).await? {
+            if let Some(waiting) = needed(*without, epoch, plane).await? {
                 return Ok(waiting);
             }
             kubernetes.delete_pod(pod, uid, resource_version.as_deref(), *now).await?;
         }
         Action::DeleteClaim { claim, uid, without } => {
-            if let Some(waiting) = needed(*without, plane).await? {
+            if let Some(waiting) = needed(*without, epoch, plane).await? {
                 return Ok(waiting);
             }
             kubernetes.delete_claim(claim, uid).await?;
@@ -123,9 +135,10 @@ async fn act<K: Kubernetes, P: DataPlane>(
 /// What to wait for where the data plane needs the node.
 async fn needed<P: DataPlane>(
     node: Option<NodeId>,
+    epoch: Epoch,
     plane: &P,
 ) -> Result<Option<Outcome>, PlaneError> {
     let Some(node) = node else { return Ok(None) };
-    let waiting = plane.needs(node).await?;
+    let waiting = plane.needs(node, epoch).await?;
     Ok((!waiting.is_empty()).then(|| Outcome { waiting, ..Outcome::default() }))
 }

@@ -3,6 +3,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Id that the meta group gave a node; it never returns once the node was removed.
 pub type NodeId = u64;
+/// Number that rises with each change of members and of where replicas shall be; 0: nothing is placed.
+pub type Epoch = u64;
 /// Number of a pod in its StatefulSet, from 0.
 pub type Ordinal = u32;
 
@@ -91,6 +93,8 @@ pub struct Report {
     pub version: String,
     /// Its disk or log is lost.
     pub lost_reason: Option<String>,
+    /// What it waits for before it is ready; empty: it is.
+    pub waiting: Vec<String>,
 }
 
 /// The cluster as its data plane sees it.
@@ -98,7 +102,7 @@ pub struct Report {
 pub struct View {
     pub cluster_id: String,
     /// Epoch of the placement; 0: not placed yet.
-    pub epoch: u64,
+    pub epoch: Epoch,
     pub feature_level: u32,
     pub partitions: u32,
     /// By node id, removed ones included.

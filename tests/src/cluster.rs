@@ -24,6 +24,8 @@ use ringfold_proto::v1::{
     TopologyRequest, TopologyResponse, TransferLeadersRequest, TransferLeadersResponse,
     UndrainRequest,
 };
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt;
 
@@ -276,6 +278,25 @@ impl Node {
         format!("http://{}:{}", self.host, self.client_port)
     }
 
+    /// Where its health and metrics are: on another address of loopback, so that no port is taken.
+    pub fn http(&self) -> Option<String> {
+        (self.host == LOOPBACK).then(|| format!("127.0.0.2:{}", self.client_port))
+    }
+
+    /// Status and text of an HTTP answer; `None`: nobody answers.
+    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
+        let get = async {
+            let mut stream = TcpStream::connect(self.http()?).await.ok()?;
+            let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.ok()?;
+            let (head, text) = answer.split_once("\r\n\r\n")?;
+            Some((head.split(' ').nth(1)?.parse().ok()?, text.to_owned()))
+        };
+        tokio::time::timeout(RPC_MAX, get).await.ok()?
+    }
+
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }
@@ -322,14 +343,14 @@ impl Node {
     pub async fn transfer_leaders(&self) -> Result<TransferLeadersResponse, tonic::Status> {
         let max = Duration::from_secs(10);
         let mut admin = self.admin();
-        within(admin.transfer_leaders(timed(TransferLeadersRequest {}, max)), max).await
+        within(admin.transfer_leaders(timed(TransferLeadersRequest::default(), max)), max).await
     }
 
     /// # Errors
     /// The call's own.
     pub async fn safe_to_stop(&self) -> Result<SafeToStopResponse, tonic::Status> {
         let mut admin = self.admin();
-        let request = SafeToStopRequest { node_id: 0 };
+        let request = SafeToStopRequest::default();
         within(admin.safe_to_stop(timed(request, RPC_MAX)), RPC_MAX).await
     }
 }
@@ -476,6 +497,7 @@ impl LocalCluster {
             .args(["--peer-listen", &format!("{}:{}", node.host, node.peer_port)])
             .args(["--seeds", &seeds.join(",")])
             .args(["--gossip-listen", &format!("{}:{}", node.host, node.peer_port)])
+            .args(["--http-listen", &node.http().unwrap_or("off".into())])
             .env("RUST_BACKTRACE", "1")
             .envs(self.settings.env.iter().cloned())
             .stdin(Stdio::null());
@@ -675,7 +697,7 @@ impl LocalCluster {
     pub async fn drain(&self, i: usize) -> Result<(), tonic::Status> {
         let node_id = self.node_id(i).await;
         let through = self.running().next().expect("a node runs");
-        let request = tonic::Request::new(DrainRequest { node_id });
+        let request = tonic::Request::new(DrainRequest { node_id, if_epoch: 0 });
         let mut progress = within(through.admin().drain(request), RPC_MAX).await?;
         progress.message().await.map(|_| ())
     }
@@ -683,7 +705,7 @@ impl LocalCluster {
     pub async fn undrain(&self, i: usize) -> Result<(), tonic::Status> {
         let node_id = self.node_id(i).await;
         let through = self.running().next().expect("a node runs");
-        let request = timed(UndrainRequest { node_id }, RPC_MAX);
+        let request = timed(UndrainRequest { node_id, if_epoch: 0 }, RPC_MAX);
         within(through.admin().undrain(request), RPC_MAX).await.map(|_| ())
     }
 
@@ -693,7 +715,7 @@ impl LocalCluster {
         eventually("the node is removed", max, || async {
             let through = self.running().find(|n| n.name != self.nodes[i].name);
             let through = through.ok_or("no other node runs")?;
-            let request = timed(RemoveMemberRequest { node_id }, RPC_MAX);
+            let request = timed(RemoveMemberRequest { node_id, if_epoch: 0 }, RPC_MAX);
             let removed = within(through.admin().remove_member(request), RPC_MAX).await;
             removed.map(|_| ()).map_err(|s| s.to_string())
         })
@@ -738,6 +760,19 @@ impl LocalCluster {
             Err(format!("none known of partition {partition}"))
         })
         .await
+    }
+
+    /// SIGTERM, and nothing more: [`Self::ended`] says when it has ended.
+    pub fn tell_to_stop(&self, i: usize) {
+        signal(self.nodes[i].child.as_ref().expect("it runs"), libc::SIGTERM);
+    }
+
+    /// Waits until a node has ended by itself; gives the exit code.
+    pub async fn ended(&mut self, i: usize, within: Duration) -> Option<i32> {
+        let child = self.nodes[i].child.as_mut().expect("it runs");
+        let status = wait_exit(child, within).await?;
+        self.nodes[i].child = None;
+        Some(status.code().unwrap_or(-1))
     }
 
     /// SIGTERM; gives the exit code.

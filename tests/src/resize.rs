@@ -105,7 +105,7 @@ impl Resize {
                 let node_id = cluster.node_id(i).await;
                 let others: Vec<_> = self.asked(cluster).filter(|n| *n != i).collect();
                 for n in others {
-                    let request = timed(RemoveMemberRequest { node_id }, RPC_MAX);
+                    let request = timed(RemoveMemberRequest { node_id, if_epoch: 0 }, RPC_MAX);
                     let mut admin = cluster.nodes[n].admin();
                     if within(admin.remove_member(request), RPC_MAX).await.is_ok() {
                         self.stage = Stage::Leaving(i);

@@ -25,6 +25,7 @@ pub struct NodePlan {
     pub peer_port: u16,
     /// UDP.
     pub gossip_port: u16,
+    pub http_port: u16,
     /// Where all nodes have their gossip key from.
     pub gossip_key_file: PathBuf,
     pub data_dir: PathBuf,
@@ -46,12 +47,14 @@ impl NodePlan {
     pub fn args(&self) -> Vec<OsString> {
         let client_listen = format!("127.0.0.1:{}", self.client_port);
         let gossip_listen = format!("127.0.0.1:{}", self.gossip_port);
-        let pairs: [(&str, OsString); 9] = [
+        let http_listen = format!("127.0.0.1:{}", self.http_port);
+        let pairs: [(&str, OsString); 10] = [
             ("--data-dir", self.data_dir.clone().into()),
             ("--name", self.name.clone().into()),
             ("--client-listen", client_listen.into()),
             ("--peer-listen", self.peer_address().into()),
             ("--gossip-listen", gossip_listen.into()),
+            ("--http-listen", http_listen.into()),
             ("--gossip-key-file", self.gossip_key_file.clone().into()),
             ("--client-url", self.endpoint().into()),
             ("--peer-address", self.peer_address().into()),
@@ -76,6 +79,7 @@ pub fn nodes(settled: &Remembered, data: &Path) -> Vec<NodePlan> {
             client_port: port(number, 0),
             peer_port: port(number, 1),
             gossip_port: port(number, 2),
+            http_port: port(number, 3),
             gossip_key_file: data.join(GOSSIP_KEY_FILE),
             data_dir: data.join(node_name(number)),
             log_file: data.join(format!("{}.log", node_name(number))),

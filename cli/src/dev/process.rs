@@ -56,6 +56,7 @@ pub fn check_ports(nodes: &[NodePlan]) -> Result<(), CliError> {
                 "gossip, UDP",
                 UdpSocket::bind(("127.0.0.1", node.gossip_port)).map(drop),
             ),
+            (node.http_port, "health and metrics", listen(node.http_port)),
         ] {
             if let Err(e) = bound {
                 return Err(CliError::new(

@@ -53,7 +53,8 @@ pub struct Stored {
     pub drains: VecDeque<Vec<Planned<v1::DrainProgress>>>,
     pub watches: VecDeque<Vec<Planned<v1::RebalancePlanResponse>>>,
     /// Members that were removed; the answer to the first such call is lost.
-    pub removed: Vec<u64>,
+    /// Node, and the epoch that the call named.
+    pub removed: Vec<(u64, u64)>,
 }
 
 pub type Planned<T> = Result<T, &'static str>;
@@ -441,7 +442,8 @@ impl Cluster for Service {
         request: Request<v1::RemoveMemberRequest>,
     ) -> Result<Response<v1::RemoveMemberResponse>, Status> {
         let mut shared = self.shared.lock();
-        shared.removed.push(request.into_inner().node_id);
+        let v1::RemoveMemberRequest { node_id, if_epoch } = request.into_inner();
+        shared.removed.push((node_id, if_epoch));
         match shared.removed.len() {
             1 => Err(Status::unknown("connection reset")),
             _ => Ok(Response::new(Default::default())),

@@ -8,6 +8,7 @@ use super::node::Node;
 use super::validate;
 use crate::clock::wall_ms;
 use crate::ids::GroupId;
+use crate::metrics::Measured;
 use crate::partition::position;
 use crate::raft::handle::Role;
 use crate::router::{LocalError, route};
@@ -19,7 +20,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::Status;
 
 /// Requests read before what they ask for is proposed.
@@ -198,6 +199,7 @@ impl<R: Stream<Item = Result<v1::AppendStreamRequest, Status>> + Unpin> Stream f
 
 /// Appends a unit: as one proposal if this node leads, otherwise append by append at the leader.
 async fn run(node: Arc<Node>, unit: Unit, call: Call) -> (Unit, Vec<Answer>) {
+    let since = Instant::now();
     let answers = match propose(&node, &unit, &call).await {
         Some(Ok(answers)) => answers,
         Some(Err(e)) => vec![Err(e); unit.appends()],
@@ -207,6 +209,10 @@ async fn run(node: Arc<Node>, unit: Unit, call: Call) -> (Unit, Vec<Answer>) {
             stream::iter(runs).buffered(FORWARD_CONCURRENCY).concat().await
         }
     };
+    node.metrics.appended(since, answers.len());
+    for error in answers.iter().filter_map(|a| a.as_ref().err()) {
+        node.metrics.refused(Measured::Append, error.reason().map_or("", |r| r.name()));
+    }
     (unit, answers)
 }
 

@@ -2,6 +2,7 @@
 mod membership;
 mod rebalance;
 mod safety;
+pub mod statuses;
 
 use super::deadline::Call;
 use super::errors::ApiError;
@@ -9,24 +10,15 @@ use super::node::Node;
 use super::validate;
 use crate::ids::{GroupId, NodeId};
 use crate::meta::replicas::target_of;
-use crate::partition::store::AppliedMark;
 use crate::raft::handle::{ReplicaView, Role, TransferOutcome};
-use bytes::Bytes;
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::BoxStream;
 use ringfold_proto::internal::{MetaMember, MetaPartition};
 use ringfold_proto::v1;
 use ringfold_proto::v1::cluster_server::Cluster;
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-/// A node that does not tell its status within this time is counted as down.
-const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
-/// Nodes asked for their status at once.
-const STATUS_CONCURRENCY: usize = 32;
 const PARTITIONS_MAX: u32 = 1_024;
 const CATEGORIES_MAX: usize = 1_024;
 
@@ -58,7 +50,7 @@ impl Cluster for Clusters {
         request: Request<v1::NodeStatusRequest>,
     ) -> Result<Response<v1::NodeStatusResponse>, Status> {
         let call = Call::of(request.metadata())?;
-        Ok(Response::new(call.within(false, self.own_status()).await??))
+        Ok(Response::new(call.within(false, statuses::own(&self.node)).await??))
     }
 
     async fn safe_to_stop(
@@ -66,16 +58,15 @@ impl Cluster for Clusters {
         request: Request<v1::SafeToStopRequest>,
     ) -> Result<Response<v1::SafeToStopResponse>, Status> {
         let call = Call::of(request.metadata())?;
-        let me = self.node.info.node_id();
-        let target = match request.into_inner().node_id {
-            0 => me,
+        let v1::SafeToStopRequest { node_id, if_epoch } = request.into_inner();
+        let target = match node_id {
+            0 => self.node.info.node_id(),
             id => NodeId(id),
         };
         self.node.partitions()?;
-        let statuses = call.within(false, self.statuses(&call, target)).await??;
-        let meta = self.node.meta.borrow().clone();
-        let voters = self.node.info.hooks.meta_voters();
-        let reasons = safety::reasons(target, &meta, &voters, &statuses);
+        // After the look: what was decided before it must still hold then.
+        let reasons = call.within(false, statuses::needs(&self.node, &call, target)).await??;
+        rebalance::check_epoch(&self.node.meta.borrow(), if_epoch)?;
         Ok(Response::new(v1::SafeToStopResponse { safe: reasons.is_empty(), reasons }))
     }
 
@@ -84,6 +75,7 @@ impl Cluster for Clusters {
         request: Request<v1::TransferLeadersRequest>,
     ) -> Result<Response<v1::TransferLeadersResponse>, Status> {
         let call = Call::of(request.metadata())?;
+        rebalance::check_epoch(&self.node.meta.borrow(), request.into_inner().if_epoch)?;
         let before = self.led();
         let done = match call.within(false, self.node.raft.transfer_all()).await {
             Ok(done) => done.map_err(|_| ApiError::NodeStopping)?,
@@ -120,7 +112,8 @@ impl Cluster for Clusters {
         &self,
         request: Request<v1::RebalancePauseRequest>,
     ) -> Result<Response<v1::RebalancePauseResponse>, Status> {
-        rebalance::pause(&self.node, &Call::of(request.metadata())?, true).await?;
+        let call = Call::of(request.metadata())?;
+        rebalance::pause(&self.node, &call, true, request.into_inner().if_epoch).await?;
         Ok(Response::new(v1::RebalancePauseResponse {}))
     }
 
@@ -128,7 +121,8 @@ impl Cluster for Clusters {
         &self,
         request: Request<v1::RebalanceResumeRequest>,
     ) -> Result<Response<v1::RebalanceResumeResponse>, Status> {
-        rebalance::pause(&self.node, &Call::of(request.metadata())?, false).await?;
+        let call = Call::of(request.metadata())?;
+        rebalance::pause(&self.node, &call, false, request.into_inner().if_epoch).await?;
         Ok(Response::new(v1::RebalanceResumeResponse {}))
     }
 
@@ -220,63 +214,6 @@ impl Clusters {
             meta_voter_node_ids: info.hooks.meta_voters().into_iter().map(|n| n.0).collect(),
         }
     }
-
-    async fn own_status(&self) -> Result<v1::NodeStatusResponse, ApiError> {
-        let info = &self.node.info;
-        let mut views: Vec<_> = self.node.raft.replicas.read().values().cloned().collect();
-        views.sort_unstable_by_key(|v| v.group);
-        let marks = {
-            let views = views.clone();
-            let marks = move || views.iter().map(|v| mark(v)).collect::<Vec<_>>();
-            self.node.reads.run(marks).await?
-        };
-        let replicas = views.iter().zip(marks).map(|(view, mark)| replica_status(view, mark));
-        Ok(v1::NodeStatusResponse {
-            node_id: info.node_id().0,
-            name: info.name.clone(),
-            version: info.version.to_string(),
-            cluster_id: info.cluster_id().to_string(),
-            uptime_ms: info.started.elapsed().as_millis() as u64,
-            disk_total_bytes: info.disk.total_bytes.load(Ordering::Relaxed),
-            disk_free_bytes: info.disk.free_bytes.load(Ordering::Relaxed),
-            appends_refused: info.disk.appends_refused.load(Ordering::Relaxed),
-            lost_reason: info.lost.get().cloned().unwrap_or_default(),
-            replicas: replicas.collect(),
-            counters: info.hooks.counters(),
-        })
-    }
-
-    /// Status of every node but one, as far as they answer.
-    async fn statuses(
-        &self,
-        call: &Call,
-        without: NodeId,
-    ) -> Result<BTreeMap<NodeId, v1::NodeStatusResponse>, ApiError> {
-        let me = self.node.info.node_id();
-        let meta = self.node.meta.borrow().clone();
-        let mut statuses = BTreeMap::new();
-        if without != me {
-            statuses.insert(me, self.own_status().await?);
-        }
-        let timeout = STATUS_TIMEOUT.min(call.remaining());
-        let mut others: Vec<_> = meta.members.iter().map(|m| NodeId(m.node_id)).collect();
-        others.retain(|n| *n != me && *n != without);
-        let others = others.into_iter().map(|n| {
-            let client = self.node.router.cluster_client(&meta, n);
-            async move {
-                let mut request = Request::new(v1::NodeStatusRequest {});
-                request.set_timeout(timeout);
-                let mut client = client.ok()?;
-                let answer = tokio::time::timeout(timeout, client.node_status(request)).await;
-                Some((n, answer.ok()?.ok()?.into_inner()))
-            }
-        });
-        let mut answers = stream::iter(others).buffer_unordered(STATUS_CONCURRENCY);
-        while let Some(answer) = answers.next().await {
-            statuses.extend(answer);
-        }
-        Ok(statuses)
-    }
 }
 
 fn member(node: &Node, m: &MetaMember) -> v1::Member {
@@ -297,45 +234,6 @@ fn leader_of(view: &ReplicaView, me: NodeId) -> (Option<NodeId>, u64) {
     let status = view.status.read();
     let leader = if status.role == Role::Leader { Some(me) } else { status.leader };
     (leader, status.term)
-}
-
-/// How far a partition's database is; `None` for the meta group, and where it cannot be read.
-fn mark(view: &ReplicaView) -> Option<AppliedMark> {
-    view.group.partition()?;
-    if view.status.read().role == Role::Closed {
-        return None;
-    }
-    view.reader.mark().inspect_err(|e| tracing::error!(group = %view.group, error = %e)).ok()
-}
-
-fn replica_status(view: &ReplicaView, mark: Option<AppliedMark>) -> v1::ReplicaStatus {
-    let status = view.status.read().clone();
-    let applied = *view.applied.borrow();
-    // Position and chain belong to the index that they were read with.
-    let (applied_index, position, chain) = match mark {
-        Some(m) => (m.index, m.last_position, Bytes::copy_from_slice(&m.chain)),
-        None => (applied.index, applied.position, Bytes::new()),
-    };
-    v1::ReplicaStatus {
-        partition: view.group.partition(),
-        replica_id: view.replica.0,
-        state: match status.role {
-            Role::Follower => v1::ReplicaState::Follower,
-            Role::Candidate => v1::ReplicaState::Candidate,
-            Role::Leader => v1::ReplicaState::Leader,
-            Role::Learner => v1::ReplicaState::Learner,
-            Role::Closed => v1::ReplicaState::Closed,
-        } as i32,
-        term: status.term,
-        last_index: status.last_index,
-        commit_index: status.commit_index,
-        applied_index,
-        flushed_index: status.flushed_index,
-        first_index: status.first_index,
-        closed_reason: status.closed_reason.map(|r| r.to_string()).unwrap_or_default(),
-        position,
-        chain,
-    }
 }
 
 /// The request with its defaults, or what is wrong with it.

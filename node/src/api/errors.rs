@@ -103,6 +103,8 @@ reasons! {
         "add nodes or room first, or undrain others: nothing was changed";
     MemberRefused = "MEMBER_REFUSED", FailedPrecondition, No, ["node_id"],
         "see the members in the topology: a node is drained, then removed";
+    StaleEpoch = "STALE_EPOCH", FailedPrecondition, No, ["expected", "actual"],
+        "look at the cluster again, and decide anew: it has changed since, and nothing was done";
     MemberNotFound = "MEMBER_NOT_FOUND", NotFound, No, ["node_id"],
         "see the members in the topology: a removed one never comes back";
     StreamNotFound = "STREAM_NOT_FOUND", NotFound, No, [],
@@ -176,6 +178,8 @@ pub enum ApiError {
     DrainImpossible { node_id: u64, reasons: Vec<String> },
     #[error("{what}")]
     MemberRefused { node_id: u64, what: String },
+    #[error("decided on epoch {expected}, and the cluster is at epoch {actual}")]
+    StaleEpoch { expected: u64, actual: u64 },
     #[error("there is no node {node_id} in this cluster")]
     MemberNotFound { node_id: u64 },
     #[error("the meta group has no leader now")]
@@ -266,6 +270,7 @@ impl ApiError {
             ApiError::EventIdConflict { .. } => Reason::EventIdConflict,
             ApiError::DrainImpossible { .. } => Reason::DrainImpossible,
             ApiError::MemberRefused { .. } => Reason::MemberRefused,
+            ApiError::StaleEpoch { .. } => Reason::StaleEpoch,
             ApiError::MemberNotFound { .. } => Reason::MemberNotFound,
             ApiError::NoMetaLeader => Reason::NoLeader,
             ApiError::StreamNotFound => Reason::StreamNotFound,
@@ -325,6 +330,9 @@ impl ApiError {
             ApiError::DrainImpossible { node_id, .. }
             | ApiError::MemberRefused { node_id, .. }
             | ApiError::MemberNotFound { node_id } => vec![("node_id", node_id.to_string())],
+            ApiError::StaleEpoch { expected, actual } => {
+                vec![("expected", expected.to_string()), ("actual", actual.to_string())]
+            }
             ApiError::NoLeader { partition } => vec![("partition", partition.to_string())],
             ApiError::ClockBehind { ahead_ms } => vec![("ahead_ms", ahead_ms.to_string())],
             ApiError::EarlierAppendFailed

@@ -7,10 +7,12 @@ use super::list::{Query, list};
 use super::node::Node;
 use super::read::{Freshness, Lookup, Pages, ReadStream, lookup_at_once, lookup_response};
 use super::validate;
+use crate::metrics::Measured;
 use crate::router::{Routed, route};
 use ringfold_proto::v1;
 use ringfold_proto::v1::event_store_server::EventStore;
 use std::sync::Arc;
+use std::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 pub struct Events {
@@ -30,6 +32,36 @@ impl Events {
         let partition = validate::partition_of(stream, self.node.partitions()?);
         validate::min_position(min_position, partition)?;
         Ok((partition, Freshness { consistency, min_position }))
+    }
+
+    async fn append_one(
+        &self,
+        request: v1::AppendRequest,
+        call: &Call,
+    ) -> Result<Response<v1::AppendResponse>, Status> {
+        validate::append(&request, &self.node.limits)?;
+        let partition = validate::partition_of(&request.stream, self.node.partitions()?);
+        let append = AppendOne { request: &request, partition };
+        Ok(route(&self.node, partition, call, &append).await?.into_response(|r| r))
+    }
+
+    async fn lookup_one(
+        &self,
+        request: v1::LookupRequest,
+        call: &Call,
+    ) -> Result<Response<v1::LookupResponse>, Status> {
+        let (partition, freshness) =
+            self.target(&request.stream, request.consistency, request.min_position)?;
+        let found = lookup_at_once(&self.node, partition, &request.stream, freshness)
+            .map_err(ApiError::from)?;
+        if let Some(record) = found {
+            let response = lookup_response(request.stream, record)?;
+            return Ok(Routed::here(response).into_response(|r| r));
+        }
+        let lookup = Lookup { request: &request, freshness };
+        // Boxed, so that the short way above stays small.
+        let long = Box::pin(route(&self.node, partition, call, &lookup));
+        Ok(long.await?.into_response(|r| r))
     }
 
     fn list_freshness(&self, consistency: i32) -> Result<Freshness, ApiError> {
@@ -52,12 +84,13 @@ impl EventStore for Events {
         &self,
         request: Request<v1::AppendRequest>,
     ) -> Result<Response<v1::AppendResponse>, Status> {
+        let since = Instant::now();
         let call = Call::of(request.metadata())?;
-        let request = request.into_inner();
-        validate::append(&request, &self.node.limits)?;
-        let partition = validate::partition_of(&request.stream, self.node.partitions()?);
-        let append = AppendOne { request: &request, partition };
-        Ok(route(&self.node, partition, &call, &append).await?.into_response(|r| r))
+        let answer = self.append_one(request.into_inner(), &call).await;
+        if !call.forwarded {
+            self.node.metrics.answered(Measured::Append, since, &answer);
+        }
+        answer
     }
 
     type AppendStreamStream = Appends<Streaming<v1::AppendStreamRequest>>;
@@ -89,20 +122,13 @@ impl EventStore for Events {
         &self,
         request: Request<v1::LookupRequest>,
     ) -> Result<Response<v1::LookupResponse>, Status> {
+        let since = Instant::now();
         let call = Call::of(request.metadata())?;
-        let request = request.into_inner();
-        let (partition, freshness) =
-            self.target(&request.stream, request.consistency, request.min_position)?;
-        let found = lookup_at_once(&self.node, partition, &request.stream, freshness)
-            .map_err(ApiError::from)?;
-        if let Some(record) = found {
-            let response = lookup_response(request.stream, record)?;
-            return Ok(Routed::here(response).into_response(|r| r));
+        let answer = self.lookup_one(request.into_inner(), &call).await;
+        if !call.forwarded {
+            self.node.metrics.answered(Measured::Lookup, since, &answer);
         }
-        let lookup = Lookup { request: &request, freshness };
-        // Boxed, so that the short way above stays small.
-        let long = Box::pin(route(&self.node, partition, &call, &lookup));
-        Ok(long.await?.into_response(|r| r))
+        answer
     }
 
     type ListStreamsStream = Pages<v1::ListStreamsResponse>;

@@ -3,7 +3,7 @@ mod append;
 mod append_queue;
 mod append_stream;
 mod catch;
-mod cluster;
+pub(crate) mod cluster;
 pub mod deadline;
 pub mod errors;
 mod events;

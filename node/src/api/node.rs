@@ -4,8 +4,10 @@ use super::read_pool::ReadPool;
 use super::validate::Limits;
 use crate::gossip::membership::Membership as MemberView;
 use crate::ids::NodeId;
+use crate::metrics::Metrics;
 use crate::partition::apply::MetaOutcome;
 use crate::raft::handle::{ProposeError, RaftHandle};
+use crate::readiness::Readiness;
 use crate::router::Router;
 use futures::future::BoxFuture;
 use ringfold_proto::internal::{MetaCommand, MetaState};
@@ -28,6 +30,8 @@ pub struct Node {
     pub limits: Limits,
     pub reads: ReadPool,
     pub router: Router,
+    pub metrics: Arc<Metrics>,
+    pub readiness: Readiness,
 }
 
 /// Who this node is, once it belongs to a cluster.
@@ -47,7 +51,9 @@ pub struct NodeInfo {
     pub disk: Disk,
     /// Why the node's log or disk is lost.
     pub lost: OnceLock<String>,
-    /// Cancelled when the node begins to stop: health says so, streams end.
+    /// It was told to stop, and serves as long as the cluster needs it.
+    pub leaving: AtomicBool,
+    /// Cancelled when the node stops: health says so, streams end.
     pub stopping: CancellationToken,
     pub hooks: Box<dyn NodeHooks>,
 }
@@ -116,6 +122,10 @@ impl NodeInfo {
         self.membership.get().map_or(NodeId(0), |m| m.node)
     }
 
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed) || self.stopping.is_cancelled()
+    }
+
     pub fn cluster_id(&self) -> &str {
         self.membership.get().map_or("", |m| &m.cluster_id)
     }
@@ -135,11 +145,38 @@ impl Node {
         }
     }
 
+    /// Whether the node may be counted on: see [`Readiness`].
+    pub fn is_ready(&self) -> bool {
+        self.is_serving() && self.readiness.is_reached()
+    }
+
+    /// What the node waits for before it is ready, a line each.
+    pub fn waits_for(&self) -> Vec<String> {
+        if let Some(reason) = self.info.lost.get() {
+            return vec![format!("its disk or log is lost: {reason}")];
+        }
+        if self.info.is_leaving() {
+            return vec!["it was told to stop".into()];
+        }
+        if self.info.membership.get().is_none() {
+            return vec![
+                "it belongs to no cluster yet: it is to be bootstrapped, or to join".into(),
+            ];
+        }
+        if self.meta.borrow().placement.is_empty() {
+            return vec!["it does not know where the cluster's partitions are yet".into()];
+        }
+        match self.readiness.is_reached() {
+            true => Vec::new(),
+            false => self.readiness.waits_for(),
+        }
+    }
+
     /// Whether the node takes calls: for health.
     pub fn is_serving(&self) -> bool {
         self.info.membership.get().is_some()
             && self.info.lost.get().is_none()
-            && !self.info.stopping.is_cancelled()
+            && !self.info.is_leaving()
             && !self.meta.borrow().placement.is_empty()
     }
 }

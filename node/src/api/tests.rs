@@ -14,6 +14,7 @@ use crate::raft::handle::{
     Applied, ProposeError, RaftHandle, ReadError, ReplicaView, Request, Role, Status as RaftStatus,
     TransferOutcome,
 };
+use crate::readiness::Readiness;
 use crate::router::{LEADER_NODE_ID, LEADER_URL, Router};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::FutureExt;
@@ -223,6 +224,7 @@ async fn cluster_of(members: bool) -> TestCluster {
                 membership,
                 disk: Disk::default(),
                 lost: OnceLock::new(),
+                leaving: AtomicBool::new(false),
                 stopping: CancellationToken::new(),
                 hooks: Box::new(Hooks),
             }),
@@ -230,6 +232,8 @@ async fn cluster_of(members: bool) -> TestCluster {
             limits: Limits::default(),
             reads: ReadPool::new(1).unwrap(),
             router: Router::default(),
+            metrics: Arc::default(),
+            readiness: Readiness::default(),
         });
         let shutdown = CancellationToken::new();
         let served =
@@ -702,11 +706,12 @@ async fn the_cluster_service_shows_and_judges() {
     assert_eq!(position::partition(replica.position), replica.partition.unwrap());
 
     // One of two replicas is no majority.
-    let safe = admin.safe_to_stop(v1::SafeToStopRequest { node_id: 2 }).await.unwrap();
+    let safe = admin.safe_to_stop(v1::SafeToStopRequest { node_id: 2, if_epoch: 0 }).await.unwrap();
     let safe = safe.into_inner();
     assert!(!safe.safe && safe.reasons.len() == PARTITIONS as usize, "{safe:?}");
 
-    let done = admin.transfer_leaders(v1::TransferLeadersRequest {}).await.unwrap().into_inner();
+    let done =
+        admin.transfer_leaders(v1::TransferLeadersRequest::default()).await.unwrap().into_inner();
     assert_eq!((done.transferred, done.remaining), (2, 0));
 
     let mut again = v1::BootstrapRequest { cluster_id: CLUSTER.into(), ..Default::default() };
@@ -766,7 +771,7 @@ async fn a_member_that_has_not_read_the_clusters_state_is_unavailable_and_not_wi
     for e in [
         client.append(append("a-1", 1, None)).await.unwrap_err(),
         client.list_states(v1::ListStatesRequest::default()).await.unwrap_err(),
-        admin.safe_to_stop(v1::SafeToStopRequest { node_id: 0 }).await.unwrap_err(),
+        admin.safe_to_stop(v1::SafeToStopRequest::default()).await.unwrap_err(),
     ] {
         assert_eq!((e.code(), &*reason(&e)), (Code::Unavailable, "NODE_STARTING"), "{e}");
     }

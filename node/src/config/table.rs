@@ -129,6 +129,16 @@ pub const SETTINGS: &[Setting] = &[
         allowed: KEY,
         doc: "That key itself",
         set: |s, v| { s.gossip_previous_key = Secret::new(v); is_key(v) } },
+    Setting { name: "http_listen", kind: Kind::Text, default: SettingDefault::Value("0.0.0.0:2603"),
+        allowed: "an IP address and a port, like 0.0.0.0:2603, or off",
+        doc: "Where health and metrics are served by HTTP: /livez, /readyz and /metrics",
+        set: |s, v| {
+            let mut address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+            let is_off = v == "off";
+            let allowed = is_off || listen(v, &mut address);
+            s.http_listen = (!is_off).then_some(address);
+            allowed
+        } },
     Setting { name: "zone", kind: Kind::Text, default: SettingDefault::Value(""),
         allowed: TEXT,
         doc: "Failure domain: replicas spread over zones first",
@@ -173,6 +183,10 @@ pub const SETTINGS: &[Setting] = &[
         allowed: "a whole number from 1 to 64",
         doc: "Checkpoints on their way to and from one node at once; the meta group's leader's value counts",
         set: |s, v| number(v, 1, 64, &mut s.moves_per_node) },
+    Setting { name: "stop_wait_ms", kind: Kind::Number, default: SettingDefault::Value("0"),
+        allowed: "a whole number from 0 to 600000",
+        doc: "Told to end by SIGTERM, the node goes on serving while the cluster needs it, for so long at most; told again, it ends at once",
+        set: |s, v| number(v, 0, 600_000, &mut s.stop_wait_ms) },
     Setting { name: "apply_threads", kind: Kind::Number, default: SettingDefault::Value("2"),
         allowed: "a whole number from 1 to 64",
         doc: "Threads that apply committed entries",
@@ -212,6 +226,7 @@ pub(super) fn blank() -> Settings {
         gossip_key: Secret::default(),
         gossip_previous_key_file: String::new(),
         gossip_previous_key: Secret::default(),
+        http_listen: None,
         zone: String::new(),
         tick_ms: 0,
         heartbeat_ticks: 0,
@@ -223,6 +238,7 @@ pub(super) fn blank() -> Settings {
         repair_after_ms: 0,
         move_bytes_per_s: 0,
         moves_per_node: 0,
+        stop_wait_ms: 0,
         apply_threads: 0,
         read_threads: 0,
         log_format: LogFormat::Text,

@@ -102,6 +102,8 @@ fn what_is_wrong_only_together_is_found() {
     let args = |more: &[&'static str]| [&["--data-dir", "/d"], more].concat();
     let a = args(&["--client-listen", "127.0.0.1:1", "--peer-listen", "127.0.0.1:1"]);
     assert!(faults(&Given { args: &a, ..NOTHING })[0].contains("two ports"));
+    let a = args(&["--client-listen", "127.0.0.1:1", "--http-listen", "127.0.0.1:1"]);
+    assert!(faults(&Given { args: &a, ..NOTHING })[0].contains("http_listen and client_listen"));
     let a = args(&["--election-ticks", "8"]);
     assert!(faults(&Given { args: &a, ..NOTHING })[0].contains("three times"));
 }
@@ -122,6 +124,9 @@ fn each_value_is_checked() {
         ("--seeds", "a:1,b:70000"),
         ("--gossip-listen", "0.0.0.0"),
         ("--gossip-advertise", "host"),
+        ("--http-listen", "on"),
+        ("--http-listen", "0.0.0.0:0"),
+        ("--stop-wait-ms", "600001"),
         ("--zone", "a\nb"),
         ("--tick-ms", "1.5"),
         ("--heartbeat-ticks", "0"),

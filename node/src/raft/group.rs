@@ -1318,6 +1318,7 @@ impl Group {
             first_index: self.raw.store().first(),
             last_index: raft.raft_log.last_index(),
             commit_index: raft.raft_log.committed,
+            term_start: self.term_start,
             flushed_index: self.flushed,
             closed_reason: None,
             voters: self.voters.clone(),

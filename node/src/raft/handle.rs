@@ -99,6 +99,8 @@ pub struct Status {
     pub first_index: u64,
     pub last_index: u64,
     pub commit_index: u64,
+    /// Of a leader: once this index is applied, all that was acknowledged in earlier terms is.
+    pub term_start: u64,
     pub flushed_index: u64,
     pub closed_reason: Option<Arc<str>>,
     /// Nodes of the group's voters, as this replica has applied.
@@ -134,6 +136,12 @@ impl ReplicaView {
         let mut status = self.status.write();
         status.role = Role::Closed;
         status.closed_reason = Some(reason.into());
+    }
+
+    /// Whether it leads and has applied all that was acknowledged in earlier terms.
+    pub fn is_settled(&self) -> bool {
+        let status = self.status.read();
+        status.role == Role::Leader && self.applied.borrow().index >= status.term_start
     }
 
     /// Whether a LEASE read may be answered now without a round.

@@ -1,4 +1,5 @@
-//! Only nodes reach the nodes' own ports; clients and the operator reach the client port.
+//! Only nodes reach the nodes' own ports; clients and the operator reach the client port, and anybody
+//! the port for health and metrics.
 use k8s_openapi::{
     api::networking::v1::{
         NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
@@ -47,12 +48,14 @@ pub fn build(cluster: &Cluster) -> Option<NetworkPolicy> {
     let from = (!clients.is_empty())
         .then(|| clients.iter().cloned().map(pods).chain([operator()]).collect());
     let clients = NetworkPolicyIngressRule { from, ports: Some(vec![port("client", "TCP")]) };
+    // Health and numbers, and nothing of what is stored: whoever scrapes them is not known here.
+    let http = NetworkPolicyIngressRule { from: None, ports: Some(vec![port("http", "TCP")]) };
     Some(NetworkPolicy {
         metadata: meta(cluster, cluster.name.clone()),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(selector(cluster)),
             policy_types: Some(vec!["Ingress".into()]),
-            ingress: Some(vec![nodes, clients]),
+            ingress: Some(vec![nodes, clients, http]),
             ..NetworkPolicySpec::default()
         }),
     })

@@ -10,10 +10,10 @@ use k8s_openapi::{
         },
         core::v1::{
             Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EnvVar,
-            EnvVarSource, GRPCAction, ObjectFieldSelector, PersistentVolumeClaim,
+            EnvVarSource, HTTPGetAction, ObjectFieldSelector, PersistentVolumeClaim,
             PersistentVolumeClaimSpec, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-            SeccompProfile, SecretVolumeSource, SecurityContext, TCPSocketAction,
-            TopologySpreadConstraint, Volume, VolumeMount, VolumeResourceRequirements,
+            SeccompProfile, SecretVolumeSource, SecurityContext, TopologySpreadConstraint, Volume,
+            VolumeMount, VolumeResourceRequirements,
         },
     },
     apimachinery::pkg::{
@@ -23,13 +23,15 @@ use k8s_openapi::{
 use ringfold_crds::{DeletionPolicy, ImagePullPolicy, ZoneMode};
 
 use super::{
-    CLIENT_PORT, GOSSIP_PORT, PEER_PORT, client_url, config_map, host, meta, selector,
+    CLIENT_PORT, GOSSIP_PORT, HTTP_PORT, PEER_PORT, client_url, config_map, host, meta, selector,
     selector_labels, service_account,
 };
 use crate::{names, plane::Sizing, validate::Cluster, world::pod_name};
 
-/// Handing over its leaderships takes a node seconds; a slow disk may need longer to stop.
+/// A node that is stopped serves on while the cluster needs it, up to [`STOP_WAIT_MS`]; handing over
+/// its leaderships and stopping take it seconds, with a slow disk longer.
 const GRACE_SECONDS: i64 = 120;
+const STOP_WAIT_MS: u64 = 90_000;
 const USER: i64 = 65_532;
 const CONFIG_DIR: &str = "/etc/ringfold/config";
 const GOSSIP_DIR: &str = "/etc/ringfold/gossip";
@@ -192,13 +194,13 @@ fn container(cluster: &Cluster, image: &str) -> Container {
         ImagePullPolicy::IfNotPresent => "IfNotPresent",
         ImagePullPolicy::Never => "Never",
     };
-    // Quorum is no reason to restart a process: it listens, so it lives.
-    let listens = |failures: i32| Probe {
-        tcp_socket: Some(TCPSocketAction {
-            port: IntOrString::String("client".into()),
-            ..TCPSocketAction::default()
+    let probe = |path: &str, period_seconds: i32, failures: i32| Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.into()),
+            port: IntOrString::String("http".into()),
+            ..HTTPGetAction::default()
         }),
-        period_seconds: Some(10),
+        period_seconds: Some(period_seconds),
         timeout_seconds: Some(5),
         failure_threshold: Some(failures),
         ..Probe::default()
@@ -212,18 +214,13 @@ fn container(cluster: &Cluster, image: &str) -> Container {
             port("client", CLIENT_PORT, "TCP"),
             port("peer", PEER_PORT, "TCP"),
             port("gossip", GOSSIP_PORT, "UDP"),
+            port("http", HTTP_PORT, "TCP"),
         ]),
         resources: Some(cluster.resources.clone()),
-        // A log of many GiB takes its time to read.
-        startup_probe: Some(listens(360)),
-        liveness_probe: Some(listens(6)),
-        readiness_probe: Some(Probe {
-            grpc: Some(GRPCAction { port: CLIENT_PORT, ..GRPCAction::default() }),
-            period_seconds: Some(2),
-            timeout_seconds: Some(5),
-            failure_threshold: Some(3),
-            ..Probe::default()
-        }),
+        // It answers from the first moment on, while a log of many GiB is read as well, and without a
+        // quorum: neither would be mended by a restart.
+        liveness_probe: Some(probe("/livez", 10, 6)),
+        readiness_probe: Some(probe("/readyz", 2, 3)),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             read_only_root_filesystem: Some(true),
@@ -270,6 +267,8 @@ fn env(cluster: &Cluster) -> Vec<EnvVar> {
         value("RINGFOLD_NODE_CLIENT_LISTEN", format!("0.0.0.0:{CLIENT_PORT}")),
         value("RINGFOLD_NODE_PEER_LISTEN", format!("0.0.0.0:{PEER_PORT}")),
         value("RINGFOLD_NODE_GOSSIP_LISTEN", format!("0.0.0.0:{GOSSIP_PORT}")),
+        value("RINGFOLD_NODE_HTTP_LISTEN", format!("0.0.0.0:{HTTP_PORT}")),
+        value("RINGFOLD_NODE_STOP_WAIT_MS", STOP_WAIT_MS.to_string()),
         value("RINGFOLD_NODE_CLIENT_URL", client_url(name, namespace, "$(RINGFOLD_NODE_NAME)")),
         value("RINGFOLD_NODE_PEER_ADDRESS", format!("{here}:{PEER_PORT}")),
         value("RINGFOLD_NODE_SEEDS", seeds.join(",")),

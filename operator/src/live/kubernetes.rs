@@ -56,6 +56,11 @@ fn only(uid: &str, resource_version: Option<&str>) -> Option<Preconditions> {
     })
 }
 
+/// Of an object as it is built: its maps are sorted.
+fn hash(built: &Value) -> String {
+    blake3::hash(built.to_string().as_bytes()).to_hex()[..16].to_owned()
+}
+
 /// An object of the cluster's namespace.
 trait Owned:
     Resource<DynamicType = (), Scope = NamespaceResourceScope>
@@ -104,15 +109,19 @@ impl Live<'_> {
             metadata.remove("uid");
             metadata.remove("resourceVersion");
         }
+        let hash = hash(&built);
+        built["metadata"]["annotations"][names::BUILT] = hash.clone().into();
         if let Some(observed) = self.ours::<K>(&name).await?
             && covers(&json(&observed)?, &built)
         {
             return Ok(());
         }
+        let mut desired = desired.clone();
+        desired.annotations_mut().insert(names::BUILT.into(), hash);
         let params = PatchParams::apply(names::FIELD_MANAGER).force();
-        let done = self.api::<K>().patch(&name, &params, &Patch::Apply(desired)).await;
+        self.api::<K>().patch(&name, &params, &Patch::Apply(&desired)).await.map_err(failed)?;
         tracing::info!(kind = %K::kind(&()), name, "applied");
-        done.map(|_| ()).map_err(failed)
+        Ok(())
     }
 
     async fn ensure_or_delete<K: Owned>(
@@ -231,7 +240,10 @@ impl Kubernetes for Live<'_> {
         let patch = json!({"metadata": {
             "annotations": {names::BOOTSTRAP_CLAIM: claim_uid}, "resourceVersion": resource_version,
         }});
-        let params = PatchParams::default();
+        let params = PatchParams {
+            field_manager: Some(names::FIELD_MANAGER.into()),
+            ..PatchParams::default()
+        };
         let done = self.api::<Secret>().patch(&name, &params, &Patch::Merge(patch)).await;
         done.map(|_| ()).map_err(failed)
     }

@@ -76,6 +76,8 @@ pub struct Sim {
     pub members: BTreeMap<NodeId, SimMember>,
     /// Nodes that hold each partition; empty: not placed yet.
     pub placement: Vec<BTreeSet<NodeId>>,
+    /// Changes of members since the partitions were placed.
+    pub epoch: u64,
     pub paused: bool,
     pub plane_up: bool,
     /// Node that the data plane said it does not need, since the last thing that happened.
@@ -104,6 +106,7 @@ impl Sim {
             bootstrapped: false,
             members: BTreeMap::new(),
             placement: Vec::new(),
+            epoch: 0,
             paused: false,
             plane_up: true,
             agreed: None,
@@ -222,8 +225,14 @@ impl Sim {
             node: self.claims[o].disk.map(|n| (n, CLUSTER_ID.to_owned())),
             version: "1".into(),
             lost_reason: None,
+            waiting: Vec::new(),
         };
         answering.map(|(o, _)| (*o, report(o))).collect()
+    }
+
+    /// 0 before anything is placed.
+    pub fn epoch(&self) -> u64 {
+        if self.placement.is_empty() { 0 } else { 1 + self.epoch }
     }
 
     fn view(&self) -> View {
@@ -239,7 +248,7 @@ impl Sim {
         let up = |p: &&BTreeSet<NodeId>| p.iter().filter(|n| self.is_up(**n)).count();
         View {
             cluster_id: CLUSTER_ID.into(),
-            epoch: u64::from(!self.placement.is_empty()),
+            epoch: self.epoch(),
             partitions: self.placement.len() as u32,
             members: self.members.iter().map(|(n, m)| (*n, member(*n, m))).collect(),
             meta_leader: self.living().into_iter().find(|n| self.is_up(*n)),

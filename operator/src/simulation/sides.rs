@@ -6,7 +6,7 @@ use super::cluster::{CLUSTER_ID, NAME, Sim, SimMember, SimSet};
 use crate::{
     decide::claim_name,
     plane::{DataPlane, Kubernetes, KubernetesError, PlaneError, Sizing},
-    world::{Identity, MemberState, NodeId, Ordinal, pod_name},
+    world::{Epoch, Identity, MemberState, NodeId, Ordinal, pod_name},
 };
 
 pub struct Sides<'a>(pub Mutex<&'a mut Sim>);
@@ -49,17 +49,19 @@ impl Sides<'_> {
         if sim.faults && sim.chance(5) { Err(died()) } else { Ok(done) }
     }
 
-    /// A change to the data plane, which has to have a majority.
+    /// A change to the data plane, which has to have a majority, and be at that epoch.
     fn change(
         &self,
+        if_epoch: Epoch,
         effect: impl FnOnce(&mut Sim) -> Result<(), PlaneError>,
     ) -> Result<(), PlaneError> {
-        self.plane(|sim| match sim.answers() {
-            true => {
-                sim.writes += 1;
-                effect(sim)
+        self.plane(|sim| {
+            if !sim.answers() {
+                return Err(PlaneError::Unavailable("no majority".into()));
             }
-            false => Err(PlaneError::Unavailable("no majority".into())),
+            sim.check_epoch(if_epoch)?;
+            sim.writes += 1;
+            effect(sim)
         })
     }
 }
@@ -93,8 +95,8 @@ impl DataPlane for Sides<'_> {
         })
     }
 
-    async fn drain(&self, node: NodeId) -> Result<(), PlaneError> {
-        self.change(|sim| {
+    async fn drain(&self, node: NodeId, if_epoch: Epoch) -> Result<(), PlaneError> {
+        self.change(if_epoch, |sim| {
             let others = sim.active().iter().filter(|n| **n != node && sim.is_up(**n)).count();
             if others < sim.spec.replication_factor as usize {
                 return Err(refused("DRAIN_IMPOSSIBLE", format!("{others} others")));
@@ -104,30 +106,33 @@ impl DataPlane for Sides<'_> {
             }
             sim.note(format!("drain {node}"));
             sim.members.get_mut(&node).unwrap().state = MemberState::Draining;
+            sim.epoch += 1;
             Ok(())
         })
     }
 
-    async fn undrain(&self, node: NodeId) -> Result<(), PlaneError> {
-        self.change(|sim| {
+    async fn undrain(&self, node: NodeId, if_epoch: Epoch) -> Result<(), PlaneError> {
+        self.change(if_epoch, |sim| {
             let member = sim.members.get_mut(&node).unwrap();
             if member.state == MemberState::Removed {
                 return Err(refused("MEMBER_NOT_FOUND", node.to_string()));
             }
             member.state = MemberState::Active;
+            sim.epoch += 1;
             sim.note(format!("undrain {node}"));
             Ok(())
         })
     }
 
-    async fn remove(&self, node: NodeId) -> Result<(), PlaneError> {
-        self.change(|sim| {
+    async fn remove(&self, node: NodeId, if_epoch: Epoch) -> Result<(), PlaneError> {
+        self.change(if_epoch, |sim| {
             let holds = sim.holds(node);
             let member = sim.members.get_mut(&node).unwrap();
             if member.state == MemberState::Active || holds > 0 {
                 return Err(refused("MEMBER_REFUSED", format!("{node} is not drained")));
             }
             member.state = MemberState::Removed;
+            sim.epoch += 1;
             sim.note(format!("remove {node}"));
             if let Some(pod) = sim.ordinal_of(node).and_then(|o| sim.pods.get_mut(&o)) {
                 (pod.running, pod.ready) = (false, false);
@@ -136,11 +141,12 @@ impl DataPlane for Sides<'_> {
         })
     }
 
-    async fn needs(&self, node: NodeId) -> Result<Vec<String>, PlaneError> {
+    async fn needs(&self, node: NodeId, if_epoch: Epoch) -> Result<Vec<String>, PlaneError> {
         self.plane(|sim| {
             if !sim.answers() {
                 return Err(PlaneError::Unavailable("no majority".into()));
             }
+            sim.check_epoch(if_epoch)?;
             let mut reasons = sim.lost_without(Some(node));
             let others = sim.living().iter().filter(|n| **n != node && sim.is_up(**n)).count();
             if others * 2 <= sim.living().len() {
@@ -153,16 +159,17 @@ impl DataPlane for Sides<'_> {
         })
     }
 
-    async fn transfer_leaders(&self, pod: &str) -> Result<u32, PlaneError> {
+    async fn transfer_leaders(&self, pod: &str, if_epoch: Epoch) -> Result<u32, PlaneError> {
         self.plane(|sim| {
+            sim.check_epoch(if_epoch)?;
             let up = sim.pods.get(&ordinal(pod)).is_some_and(|p| p.running);
             let left = u32::from(sim.faults && sim.chance(10));
             if up { Ok(left) } else { Err(PlaneError::Unavailable("not running".into())) }
         })
     }
 
-    async fn pause(&self, paused: bool) -> Result<(), PlaneError> {
-        self.change(|sim| {
+    async fn pause(&self, paused: bool, if_epoch: Epoch) -> Result<(), PlaneError> {
+        self.change(if_epoch, |sim| {
             sim.note(format!("pause {paused}"));
             sim.paused = paused;
             Ok(())
@@ -332,6 +339,13 @@ impl Kubernetes for Sides<'_> {
 }
 
 impl Sim {
+    fn check_epoch(&self, if_epoch: Epoch) -> Result<(), PlaneError> {
+        match if_epoch == 0 || if_epoch == self.epoch() {
+            true => Ok(()),
+            false => Err(PlaneError::Changed(format!("{if_epoch}, not {}", self.epoch()))),
+        }
+    }
+
     /// The size went from `before` to `after`.
     fn check_shrink(&mut self, before: u32, after: u32) {
         if after >= before || self.hibernates {

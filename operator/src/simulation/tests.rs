@@ -40,9 +40,44 @@ fn operate(sim: &mut Sim, decide: Decide) -> Decision {
     decision
 }
 
+/// What an operator decided that was deposed, or stood still, before it acted.
+type Late = Option<(Cluster, World, Decision)>;
+
+/// Now and then such an operator acts on its old look: its calls to the data plane, which are fenced.
+fn operate_late(sim: &mut Sim, decide: Decide, late: &mut Late, fenced: bool) {
+    if sim.chance(10) {
+        let (cluster, mut world) = (sim.spec.clone(), sim.observe());
+        let mut decision = decide(&cluster, &world);
+        decision.replicas = None;
+        if let Some(view) = world.view.as_mut().filter(|_| !fenced) {
+            view.epoch = 0;
+        }
+        let asks = matches!(
+            decision.action,
+            Some(
+                Action::Drain(_) | Action::Undrain(_) | Action::Remove(_) | Action::Restart { .. }
+            )
+        );
+        if asks {
+            *late = Some((cluster, world, decision));
+        }
+    } else if sim.chance(10)
+        && let Some((cluster, world, decision)) = late.take()
+    {
+        (sim.agreed, sim.hibernates) = (None, cluster.hibernated);
+        let sides = Sides(Mutex::new(sim));
+        let _ = block_on(carry_out(&cluster, &world, &decision, &sides, &sides));
+    }
+}
+
 /// Whole life of a cluster. `Err`: what was broken, or that it did not come to rest.
 fn life(seed: u64, decide: Decide) -> Result<(), String> {
+    life_with(seed, decide, true)
+}
+
+fn life_with(seed: u64, decide: Decide, fenced: bool) -> Result<(), String> {
     let mut sim = Sim::new(seed, spec(seed));
+    let mut late: Late = None;
     let fail = |sim: &mut Sim, what: String| {
         let last = sim.log.len().saturating_sub(60);
         Err(format!("seed {seed}: {what}\n{}", sim.log[last..].join("\n")))
@@ -51,6 +86,7 @@ fn life(seed: u64, decide: Decide) -> Result<(), String> {
         for _ in 0..2 {
             sim.happen();
         }
+        operate_late(&mut sim, decide, &mut late, fenced);
         operate(&mut sim, decide);
         if let Some(broken) = sim.broken.first().cloned() {
             return fail(&mut sim, broken);
@@ -89,7 +125,7 @@ fn lives() -> u64 {
 }
 
 /// Scaling, upgrades, bad images, lost volumes, replacements, a data plane that is away, hands that
-/// meddle, and an operator that dies between any two calls: no step is taken that the data plane did
+/// meddle, an operator that dies between any two calls, and another that acts on an old look: no step is taken that the data plane did
 /// not agree to, and once it is calm the cluster comes to rest at the spec.
 #[test]
 fn a_cluster_comes_to_rest_at_its_spec_and_no_step_is_taken_that_the_data_plane_did_not_agree_to() {
@@ -153,6 +189,11 @@ fn the_same_seed_is_the_same_life() {
 
 fn is_found(flawed: Decide) -> bool {
     (0..200).any(|seed| life(seed, flawed).is_err())
+}
+
+#[test]
+fn an_operator_that_was_deposed_does_harm_unless_it_is_fenced() {
+    assert!((0..200).any(|seed| life_with(seed, decide, false).is_err()));
 }
 
 /// Mistakes that an operator may make, each found within 200 lives.

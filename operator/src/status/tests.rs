@@ -46,6 +46,7 @@ fn at_rest() -> World {
         node: Some((u64::from(o) + 1, "id".into())),
         version: "0.1.0".into(),
         lost_reason: None,
+        waiting: Vec::new(),
     };
     World {
         identity: Some(Identity {

@@ -7,6 +7,7 @@ fn plan(folder: &Path) -> NodePlan {
         client_port: 1,
         peer_port: 2,
         gossip_port: 3,
+        http_port: 4,
         gossip_key_file: folder.join("gossip.key"),
         data_dir: folder.join("d"),
         log_file: folder.join("node-0.log"),

@@ -3,7 +3,7 @@ use crate::api::deadline::Call;
 use crate::api::errors::{ApiError, LeaderHint};
 use crate::api::node::{Node, Rebalancer};
 use crate::ids::{GroupId, NodeId};
-use crate::meta::state::{is_draining, is_removed};
+use crate::meta::state::{is_active, is_draining, is_removed, was_removed};
 use crate::partition::apply::MetaOutcome;
 use crate::raft::handle::{ProposeError, Role};
 use crate::router::frame;
@@ -53,20 +53,48 @@ fn leader(node: &Node, call: &Call) -> Result<Leader, ApiError> {
     Ok(Leader::There(Box::new(node.router.cluster_client(&meta, leader)?)))
 }
 
+/// What a call asks the meta group for.
+struct Wanted<'a> {
+    node_id: u64,
+    /// 0: any.
+    if_epoch: u64,
+    command: Command,
+    /// Whether it is so already.
+    is_so: &'a (dyn Fn(&MetaState) -> bool + Sync),
+}
+
 async fn propose(
+    node: &Node,
     here: &dyn Rebalancer,
     call: &Call,
-    node_id: u64,
-    command: Command,
+    wanted: Wanted<'_>,
 ) -> Result<(), ApiError> {
-    let command = MetaCommand { if_epoch: 0, command: Some(command) };
+    let Wanted { node_id, if_epoch, command, is_so } = wanted;
+    let command = MetaCommand { if_epoch, command: Some(command) };
     match call.within(true, here.propose(command)).await? {
-        Ok(MetaOutcome::Refused(what)) => Err(ApiError::MemberRefused { node_id, what }),
+        Ok(MetaOutcome::Refused(what)) => {
+            // Applied here before it was answered.
+            let meta = node.meta.borrow().clone();
+            match check_epoch(&meta, if_epoch) {
+                // The answer to the same call may have been lost before.
+                Err(_) if is_so(&meta) => Ok(()),
+                Err(stale) => Err(stale),
+                Ok(()) => Err(ApiError::MemberRefused { node_id, what }),
+            }
+        }
         Ok(_) => Ok(()),
         Err(ProposeError::NotLeader { .. }) => Err(ApiError::NoMetaLeader),
         Err(ProposeError::Busy) => Err(ApiError::Overloaded("too much waits for the meta group")),
         // Each of these commands can be said again.
         Err(_) => Err(ApiError::NoMetaLeader),
+    }
+}
+
+/// `STALE_EPOCH` where the cluster is at another epoch; 0: any will do.
+pub fn check_epoch(meta: &MetaState, if_epoch: u64) -> Result<(), ApiError> {
+    match if_epoch == 0 || if_epoch == meta.epoch {
+        true => Ok(()),
+        false => Err(ApiError::StaleEpoch { expected: if_epoch, actual: meta.epoch }),
     }
 }
 
@@ -124,18 +152,25 @@ pub async fn watch(
     }
 }
 
-pub async fn pause(node: &Node, call: &Call, paused: bool) -> Result<(), Status> {
+pub async fn pause(node: &Node, call: &Call, paused: bool, if_epoch: u64) -> Result<(), Status> {
     match leader(node, call)? {
         Leader::There(mut client) => {
             if paused {
-                client.rebalance_pause(frame(v1::RebalancePauseRequest {}, call)).await?;
+                client.rebalance_pause(frame(v1::RebalancePauseRequest { if_epoch }, call)).await?;
             } else {
-                client.rebalance_resume(frame(v1::RebalanceResumeRequest {}, call)).await?;
+                let request = v1::RebalanceResumeRequest { if_epoch };
+                client.rebalance_resume(frame(request, call)).await?;
             }
             Ok(())
         }
         Leader::Here(here) => {
-            Ok(propose(&*here, call, 0, Command::Pause(MetaPause { paused })).await?)
+            let wanted = Wanted {
+                node_id: 0,
+                if_epoch,
+                command: Command::Pause(MetaPause { paused }),
+                is_so: &|meta| meta.paused == paused,
+            };
+            Ok(propose(node, &*here, call, wanted).await?)
         }
     }
 }
@@ -150,8 +185,13 @@ pub async fn undrain(
         Leader::Here(here) => {
             let node_id = request.node_id;
             member(&node.meta.borrow().clone(), node_id)?;
-            let command = Command::UndrainMember(MetaUndrainMember { node_id });
-            propose(&*here, call, node_id, command).await?;
+            let wanted = Wanted {
+                node_id,
+                if_epoch: request.if_epoch,
+                command: Command::UndrainMember(MetaUndrainMember { node_id }),
+                is_so: &|meta| member(meta, node_id).is_ok_and(is_active),
+            };
+            propose(node, &*here, call, wanted).await?;
             Ok(Response::new(v1::UndrainResponse {}))
         }
     }
@@ -177,8 +217,13 @@ pub async fn remove(
                 );
                 return Err(ApiError::MemberRefused { node_id, what }.into());
             }
-            let command = Command::RemoveMember(MetaRemoveMember { node_id });
-            propose(&*here, call, node_id, command).await?;
+            let wanted = Wanted {
+                node_id,
+                if_epoch: request.if_epoch,
+                command: Command::RemoveMember(MetaRemoveMember { node_id }),
+                is_so: &|meta| was_removed(meta, node_id),
+            };
+            propose(node, &*here, call, wanted).await?;
             Ok(Response::new(v1::RemoveMemberResponse {}))
         }
     }
@@ -199,13 +244,19 @@ pub async fn drain(
     let node_id = request.node_id;
     let meta = node.meta.borrow().clone();
     if !is_draining(member(&meta, node_id)?) {
+        check_epoch(&meta, request.if_epoch)?;
         seen(&*here, &call.step()).await?;
         let reasons = here.drain_obstacles(NodeId(node_id));
         if !reasons.is_empty() {
             return Err(ApiError::DrainImpossible { node_id, reasons }.into());
         }
-        let command = Command::DrainMember(MetaDrainMember { node_id });
-        propose(&*here, &call.step(), node_id, command).await?;
+        let wanted = Wanted {
+            node_id,
+            if_epoch: request.if_epoch,
+            command: Command::DrainMember(MetaDrainMember { node_id }),
+            is_so: &|meta| member(meta, node_id).is_ok_and(is_draining),
+        };
+        propose(node, &*here, &call.step(), wanted).await?;
     }
     let at_start = replicas_of(&node.meta.borrow(), node_id);
     let (node, plan) = (node.clone(), here.plan());

@@ -44,8 +44,12 @@ fn group_reason(
     let committed = nodes.iter().filter_map(replica).map(|r| r.commit_index).max().unwrap_or(0);
     let mut faults = Vec::new();
     for node in nodes.iter().filter(|n| **n != target) {
-        if !statuses.contains_key(node) {
+        let Some(status) = statuses.get(node) else {
             faults.push(format!("{node} does not answer"));
+            continue;
+        };
+        if status.stopping {
+            faults.push(format!("{node} stops as well"));
         } else if let Some(fault) = fault(replica(node), committed) {
             faults.push(format!("{node}'s {fault}"));
         }
@@ -129,6 +133,13 @@ mod tests {
             (Some(status(ReplicaState::Learner, 5_000, 5_000)), "node 3's replica is a learner"),
             (Some(status(ReplicaState::Follower, 3_000, 3_000)), "node 3's replica is far behind"),
             (Some(NodeStatusResponse::default()), "node 3's replica is missing"),
+            (
+                Some(NodeStatusResponse {
+                    stopping: true,
+                    ..status(ReplicaState::Follower, 5_000, 5_000)
+                }),
+                "node 3 stops as well",
+            ),
         ] {
             let mut others = vec![well.clone()];
             others.extend(other.map(|s| (3, s)));

@@ -19,6 +19,7 @@ fn samples() -> Vec<ApiError> {
         ApiError::EventIdConflict { id, revision: 3 },
         ApiError::DrainImpossible { node_id: 3, reasons: vec!["too few nodes".into()] },
         ApiError::MemberRefused { node_id: 3, what: "it is active".into() },
+        ApiError::StaleEpoch { expected: 4, actual: 5 },
         ApiError::MemberNotFound { node_id: 9 },
         ApiError::StreamNotFound,
         ApiError::Overloaded("too many reads wait"),
