@@ -1,7 +1,7 @@
 //! The Helm charts as the real Helm renders them. Without Helm the tests say so and pass, unless
 //! RINGFOLD_REQUIRE_HELM is set: `make test` sets it where tests/kubernetes has built Helm.
 // Helpers of tests stand outside of functions that are tests.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "charts/cluster.rs"]
 mod cluster;
