@@ -3,8 +3,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt as _;
 use serde_json::{Value, json};
 
-use crate::{EventStoreCluster, EventStoreClusterSpec};
 pub use crate::reference::markdown as reference;
+use crate::{EventStoreCluster, EventStoreClusterSpec};
 
 /// Paths from the root of the checkout.
 pub const YAML_PATH: &str = "crds/eventstoreclusters.yaml";
