@@ -26,6 +26,12 @@ pub use space::{Space, kubernetes};
 pub use tools::{eventually, helm, image, kubectl, kubectl_fails, kubectl_with, power};
 pub use work::Work;
 
+/// Says that a test is left out, past the test runner, which keeps to itself what passing tests print.
+pub fn leave_out(why: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "LEFT OUT: {why}");
+}
+
 /// Whether the tests are in the network of `tests/kubernetes/cluster`, and may take a node's power.
 pub fn is_lab() -> bool {
     std::env::var("RINGFOLD_TEST_CLUSTER").is_ok_and(|c| c == "lab")

@@ -7,7 +7,9 @@ use serde_json::json;
 /// It runs beside the tests, and has to reach pods.
 fn left_out() -> bool {
     if !is_lab() {
-        println!("LEFT OUT: an operator that is killed has to be in the pods' network");
+        ringfold_tests_kubernetes::leave_out(
+            "an operator that is killed has to be in the pods' network",
+        );
     }
     !is_lab()
 }

@@ -25,7 +25,9 @@ async fn node_of(space: &Space, pod: &str) -> String {
 #[test]
 fn a_kubernetes_node_that_loses_power_takes_no_event_with_it_and_comes_back() {
     if !is_lab() {
-        println!("LEFT OUT: nobody takes the power of a node of KUBECONFIG's cluster");
+        ringfold_tests_kubernetes::leave_out(
+            "nobody takes the power of a node of KUBECONFIG's cluster",
+        );
         return;
     }
     alone(async |space| {
