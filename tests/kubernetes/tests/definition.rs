@@ -250,7 +250,9 @@ fn walk(schema: &Value, all: &Value, path: &str, seen: &mut Vec<(String, bool)>)
         walk(property, all, &path, seen);
     }
     for inner in ["items", "additionalProperties"] {
-        walk(&schema[inner], all, path, seen);
+        if let Some(inner) = schema.get(inner) {
+            walk(inner, all, path, seen);
+        }
     }
 }
 
