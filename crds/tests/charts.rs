@@ -1,5 +1,5 @@
 //! The Helm charts as the real Helm renders them. Without Helm the tests say so and pass, unless
-//! RINGFOLD_REQUIRE_HELM is set: `make test` sets it where tests/kubernetes has built Helm.
+//! RINGFOLD_REQUIRE_HELM is set.
 // Helpers of tests stand outside of functions that are tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
