@@ -13,6 +13,7 @@ use crate::raft::log::{LogOp, RaftLog, ReplicaRecord, Vote};
 use crate::raft::membership::Membership;
 pub use crate::raft::message::{Channel, PeerMessage};
 use prost_raft::Message as _;
+use raft::CAMPAIGN_TRANSFER;
 use raft::eraftpb::{Message, MessageType};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -98,6 +99,12 @@ impl DriverSettings {
 
     pub fn election_ns(&self) -> u64 {
         self.election_ticks as u64 * self.tick_ms * 1_000_000
+    }
+
+    /// How long a replica that has heard its leader votes for nobody else: longer than a lease, and no
+    /// longer than a candidate waits at least.
+    pub fn promise_ns(&self) -> u64 {
+        self.election_ns() - self.tick_ms * 1_000_000
     }
 
     /// Three quarters of the shortest election timeout.
@@ -552,6 +559,12 @@ impl Driver {
             | MessageType::MsgRequestPreVote
             | MessageType::MsgTimeoutNow
                 if g.holds_votes(now) =>
+            {
+                return count(&self.counters.vote_held);
+            }
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
+                if message.context != CAMPAIGN_TRANSFER
+                    && g.keeps_to_leader(now, self.settings.promise_ns()) =>
             {
                 return count(&self.counters.vote_held);
             }

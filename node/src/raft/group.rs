@@ -135,6 +135,8 @@ pub(super) struct Group {
     /// raft's own mark of activity is cleared at every check of the quorum, until the next answer.
     heard_ns: HashMap<u64, u64>,
     leader_since_ns: u64,
+    /// When a leader was last heard, of this term or a higher one (CLOCK_BOOTTIME).
+    led_ns: Option<u64>,
     /// Replicas that this leader has confirmed to be without, and whose records go.
     renounced: BTreeSet<u64>,
     /// Nodes of replicas whose messages came from there.
@@ -256,6 +258,7 @@ impl Group {
             flushed: applied.min(truncated.0),
             heard_ns: HashMap::new(),
             leader_since_ns: 0,
+            led_ns: None,
             renounced: BTreeSet::new(),
             nodes: HashMap::new(),
             published: Status::default(),
@@ -324,7 +327,19 @@ impl Group {
         self.committed_bytes > APPLY_BEHIND_BYTES_MAX || unsynced > UNSYNCED_BYTES_MAX
     }
 
+    /// It has heard its leader so lately that the leader's lease may rest on it. raft asks for that only
+    /// while it knows the leader, and forgets it with any word of a higher term: the refusal of an old
+    /// request for votes, say, just ahead of a new request.
+    pub fn keeps_to_leader(&self, now: Now, promise_ns: u64) -> bool {
+        !self.is_leader() && self.led_ns.is_some_and(|at| now.boot_ns < at + promise_ns)
+    }
+
     pub fn step_message(&mut self, now: Now, message: Message, lease_ns: u64) {
+        let is_of_leader =
+            matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat);
+        if is_of_leader && message.term >= self.raw.raft.term {
+            self.led_ns = Some(now.boot_ns);
+        }
         if self.is_leader()
             && message.term == self.raw.raft.term
             && self.raw.raft.prs().get(message.from).is_some()

@@ -255,7 +255,12 @@ impl Storage for GroupStore {
     ) -> Result<Vec<Entry>> {
         // Only what is sent to others may be had later; raft says so of nothing else.
         let is_sent = context.can_async();
-        let is_much = low == 1 && is_sent && self.kept_bytes > self.catch_up_bytes;
+        // While nothing is committed no checkpoint has anything, and the first entries may wait for this
+        // very replica.
+        let is_much = low == 1
+            && is_sent
+            && self.hard_state.commit > 0
+            && self.kept_bytes > self.catch_up_bytes;
         if low < self.first() || is_much {
             return Err(Error::Store(StorageError::Compacted));
         }
@@ -331,6 +336,9 @@ mod tests {
         let mut store = GroupStore::new(R, log, (0, 0), &Membership::default());
         assert!(store.append(vec![entry(1, 1), entry(2, 1)]));
         let sent = || GetEntriesContext::empty(true);
+        store.catch_up_bytes = 0;
+        assert_eq!(store.entries(1, 3, None, sent()).unwrap().len(), 2, "nothing is committed");
+        store.hard_state.commit = 1;
         let compacted =
             |r: Result<Vec<Entry>>| matches!(r, Err(Error::Store(StorageError::Compacted)));
         for (catch_up_bytes, is_refused) in [(200_000, false), (50_000, true)] {
