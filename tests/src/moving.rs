@@ -101,7 +101,7 @@ impl Moving {
         let deadline = Instant::now() + REST_MAX;
         while !(self.resize.is_small() && self.resize.left > 0) {
             let plan = self.cluster.plan().await;
-            assert!(Instant::now() < deadline, "no end: {plan:?}");
+            assert!(Instant::now() < deadline, "no end of {:?}: {plan:?}", self.resize);
             self.resize.go_on(&mut self.cluster, &self.running).await;
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

@@ -606,6 +606,7 @@ impl Group {
             return false;
         }
         self.raw.tick();
+        self.forget_lost_leader(now, election_ns);
         if self.is_leader() {
             if self.record.membership.voters == [self.replica.0]
                 && !self.record.membership.is_joint()
@@ -617,6 +618,16 @@ impl Group {
         self.floors.retain(|_, (_, until)| *until > now.boot_ns);
         self.publish_lease();
         true
+    }
+
+    /// Whoever does not campaign would believe for ever in the last leader that it heard: a learner that
+    /// was removed while it could not be reached would never look for others to ask.
+    fn forget_lost_leader(&mut self, now: Now, election_ns: u64) {
+        let raft = &mut self.raw.raft;
+        let is_lost = self.led_ns.is_none_or(|at| now.boot_ns >= at + SILENT_ELECTIONS * election_ns);
+        if is_lost && raft.state == StateRole::Follower && !raft.promotable() {
+            raft.leader_id = raft::INVALID_ID;
+        }
     }
 
     fn tick_transfer(&mut self, now: Now, election_ns: u64, shedding: bool) {
