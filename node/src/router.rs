@@ -402,17 +402,12 @@ pub async fn route<O: Operation>(
                 // Boxed, so that a call that is answered here stays small.
                 let remote = Box::pin(operation.remote(client, call));
                 let is_guess = operation.is_repeatable() && matches!(decision, Decision::Ask(_));
-                let max = if is_guess { GUESS_MAX } else { call.remaining() };
-                let remote = tokio::time::timeout(max, remote);
-                let answer = call.within(!operation.is_repeatable(), remote).await?;
-                let answer = match answer {
-                    Ok(answer) => answer,
-                    Err(_) if is_guess => Err(Status::deadline_exceeded("no answer in time")),
-                    Err(_) => {
-                        let in_flight = !operation.is_repeatable();
-                        return Err(ApiError::DeadlineExceeded { in_flight });
-                    }
+                let max = if is_guess { GUESS_MAX } else { Duration::MAX };
+                let remote = async {
+                    let late = |_| Err(Status::deadline_exceeded("no answer in time"));
+                    tokio::time::timeout(max, remote).await.unwrap_or_else(late)
                 };
+                let answer = call.within(!operation.is_repeatable(), remote).await?;
                 let status = match answer {
                     Ok(value) => {
                         node.router.set_hint(partition, Some(to));

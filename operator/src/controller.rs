@@ -150,13 +150,13 @@ where
 }
 
 fn ours() -> watcher::Config {
-    watcher::Config::default().labels("app.kubernetes.io/name=ringfold")
+    watcher::Config::default().labels(&format!("{}={}", names::APP_LABEL, names::APP))
 }
 
 /// Only names and labels come over the wire.
 fn cluster_of<K>(object: PartialObjectMeta<K>) -> Option<ObjectRef<EventStoreCluster>> {
     let meta = object.metadata;
-    let name = meta.labels?.remove("app.kubernetes.io/instance")?;
+    let name = meta.labels?.remove(names::INSTANCE_LABEL)?;
     Some(ObjectRef::new(&name).within(&meta.namespace?))
 }
 
