@@ -624,7 +624,8 @@ impl Group {
     /// was removed while it could not be reached would never look for others to ask.
     fn forget_lost_leader(&mut self, now: Now, election_ns: u64) {
         let raft = &mut self.raw.raft;
-        let is_lost = self.led_ns.is_none_or(|at| now.boot_ns >= at + SILENT_ELECTIONS * election_ns);
+        let is_lost =
+            self.led_ns.is_none_or(|at| now.boot_ns >= at + SILENT_ELECTIONS * election_ns);
         if is_lost && raft.state == StateRole::Follower && !raft.promotable() {
             raft.leader_id = raft::INVALID_ID;
         }

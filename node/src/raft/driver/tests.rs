@@ -439,7 +439,8 @@ fn from_third(kind: MessageType, term: u64, change: impl FnOnce(&mut Message)) -
 fn votes(sent: &Sent) -> usize {
     let is_vote = |m: &Message| {
         let kind = m.get_msg_type();
-        kind == MessageType::MsgRequestVoteResponse || kind == MessageType::MsgRequestPreVoteResponse
+        kind == MessageType::MsgRequestVoteResponse
+            || kind == MessageType::MsgRequestPreVoteResponse
     };
     sent.iter().filter(|(_, _, m)| is_vote(&Message::decode(&m.bytes[..]).unwrap())).count()
 }
