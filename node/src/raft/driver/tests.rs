@@ -474,7 +474,7 @@ fn a_follower_votes_at_once_for_whom_its_leader_hands_over_to() {
     let mut three = Three::led_by_first();
     let term = three.0[1].driver.facts(GROUP).unwrap().term;
     let request = from_third(MessageType::MsgRequestVote, term + 1, |m| {
-        m.context = CAMPAIGN_TRANSFER.to_vec().into();
+        m.context = CAMPAIGN_TRANSFER.to_vec();
     });
     let (from, _, m) = request.into_iter().next().unwrap();
     let round = three.0[1].step(vec![Input::Messages { from, messages: vec![m] }]);
