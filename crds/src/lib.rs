@@ -2,8 +2,12 @@
 //!
 //! The types are the source of everything else: the CustomResourceDefinition with its validation
 //! rules ([`generate::yaml`], checked in as `eventstoreclusters.yaml`) and the API reference
-//! (`docs/api-reference.md`). `cargo run -p ringfold-crds` writes both again.
+//! (`docs/api-reference.md`). So are the types of the Helm charts' values ([`charts`]).
+//! `cargo run -p ringfold-crds` writes all of it again.
 
+#[cfg(any(test, feature = "cases"))]
+pub mod cases;
+pub mod charts;
 mod cluster;
 pub mod generate;
 pub mod names;

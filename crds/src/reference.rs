@@ -36,7 +36,7 @@ pub fn markdown() -> Result<String, String> {
     Ok(out)
 }
 
-fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().replace(['\n', '\r'], " ").replace('|', "\\|")
 }
 
@@ -84,16 +84,20 @@ fn rows(out: &mut String, path: &str, schema: &Value) {
     }
 }
 
-fn kind(field: &Value) -> String {
+pub(crate) fn kind(field: &Value) -> String {
     match field["type"].as_str() {
         Some("array") => format!("list of {}", kind(&field["items"])),
         Some("object") if field["additionalProperties"].is_object() => "map of strings".into(),
         Some(kind) => kind.into(),
-        None => "any".into(),
+        // A type or null, in values of charts.
+        None => match field["type"][0].as_str() {
+            Some(kind) => kind.into(),
+            None => "any".into(),
+        },
     }
 }
 
-fn allowed(field: &Value) -> String {
+pub(crate) fn allowed(field: &Value) -> String {
     if let Some(values) = field["enum"].as_array() {
         let names: Vec<_> = values.iter().map(|v| format!("`{}`", text(v))).collect();
         return names.join(", ");

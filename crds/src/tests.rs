@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     EventStoreCluster,
+    cases::{BAD_NAMES, Case, GOOD_NAMES, cases},
     generate::{self, COMMAND, definition},
 };
 
@@ -30,7 +31,7 @@ fn resource(name: &str, spec: &Value) -> Value {
 }
 
 /// Messages of the rules that refuse `new`, in place of `old` where there is one.
-fn refusals(new: &Value, old: Option<&Value>) -> Vec<String> {
+pub(crate) fn refusals(new: &Value, old: Option<&Value>) -> Vec<String> {
     let schema = schema();
     let new = with_defaults(&schema, new);
     let old = old.map(|o| with_defaults(&schema, o));
@@ -38,119 +39,6 @@ fn refusals(new: &Value, old: Option<&Value>) -> Vec<String> {
         Ok(()) => Vec::new(),
         Err(errors) => errors.iter().map(|e| e.message.clone()).collect(),
     }
-}
-
-/// A rule's message begins so; the first spec breaks it and only it; the second is the nearest that
-/// does not. `old`: what is updated.
-struct Case {
-    message: &'static str,
-    old: Option<Value>,
-    bad: Value,
-    good: Value,
-}
-
-fn case(message: &'static str, bad: Value, good: Value) -> Case {
-    Case { message, old: None, bad, good }
-}
-
-fn update(message: &'static str, old: Value, bad: Value, good: Value) -> Case {
-    Case { message, old: Some(old), bad, good }
-}
-
-fn cases() -> Vec<Case> {
-    let class = |name: &str| json!({"storage": {"storageClassName": name}});
-    vec![
-        case("replicas must not be below", json!({"replicas": 2}), json!({"replicas": 3})),
-        case(
-            "replicas must not be below",
-            json!({"replicas": 4, "replicationFactor": 5}),
-            json!({"replicas": 5, "replicationFactor": 5}),
-        ),
-        case(
-            "replicas must not be above partitions",
-            json!({"replicas": 5, "partitions": 4}),
-            json!({"replicas": 4, "partitions": 4}),
-        ),
-        update(
-            "replicas cannot change while",
-            json!({"replicas": 3, "hibernated": true}),
-            json!({"replicas": 5, "hibernated": true}),
-            json!({"replicas": 5, "hibernated": false}),
-        ),
-        update(
-            "replicas cannot change while",
-            json!({"replicas": 3}),
-            json!({"replicas": 5, "hibernated": true}),
-            json!({"replicas": 3, "hibernated": true}),
-        ),
-        case(
-            "partitions must be a power of two",
-            json!({"partitions": 48}),
-            json!({"partitions": 32}),
-        ),
-        update(
-            "partitions cannot be changed",
-            json!({"partitions": 32}),
-            json!({"partitions": 64}),
-            json!({"partitions": 32}),
-        ),
-        case(
-            "replicationFactor must be 1, 3 or 5",
-            json!({"replicationFactor": 2}),
-            json!({"replicationFactor": 1}),
-        ),
-        update(
-            "tls.mode cannot be changed",
-            json!({"tls": {"mode": "Operator"}}),
-            json!({"tls": {"mode": "Disabled"}}),
-            json!({"tls": {"mode": "Operator"}}),
-        ),
-        update(
-            "replicationFactor cannot be changed",
-            json!({"replicationFactor": 3}),
-            json!({"replicationFactor": 1}),
-            json!({"replicationFactor": 3}),
-        ),
-        case(
-            "size must be a positive amount",
-            json!({"storage": {"size": "ten"}}),
-            json!({"storage": {"size": "10G"}}),
-        ),
-        case(
-            "size must be a positive amount",
-            json!({"storage": {"size": "0Gi"}}),
-            json!({"storage": {"size": "1"}}),
-        ),
-        update(
-            "size must not become smaller",
-            json!({"storage": {"size": "10Gi"}}),
-            json!({"storage": {"size": "10G"}}),
-            json!({"storage": {"size": "10240Mi"}}),
-        ),
-        update("storageClassName cannot be changed", class("a"), class("b"), class("a")),
-        update("storageClassName cannot be changed", json!({}), class("b"), json!({})),
-        update("storageClassName cannot be changed", class("a"), json!({}), class("a")),
-        case(
-            "bytesPerSecond must be",
-            json!({"rebalance": {"bytesPerSecond": "1000"}}),
-            json!({"rebalance": {"bytesPerSecond": "1Mi"}}),
-        ),
-        case(
-            "bytesPerSecond must be",
-            json!({"rebalance": {"bytesPerSecond": "fast"}}),
-            json!({"rebalance": {"bytesPerSecond": "1G"}}),
-        ),
-        case(
-            "config must not hold",
-            json!({"config": {"data_dir": "/"}}),
-            json!({"config": {"read_threads": "8"}}),
-        ),
-        case(
-            "serviceAccount.annotations are for",
-            json!({"serviceAccount": {"name": "a", "annotations": {"b": "c"}}}),
-            json!({"serviceAccount": {"annotations": {"b": "c"}}}),
-        ),
-    ]
 }
 
 #[test]
@@ -167,15 +55,14 @@ fn each_rule_refuses_what_breaks_it_and_nothing_else() {
 
 #[test]
 fn a_name_becomes_part_of_host_names() {
-    let long = "a".repeat(41);
-    for bad in ["Demo", "1demo", "demo-", "de.mo", &long] {
+    for bad in BAD_NAMES {
         let refused = refusals(&resource(bad, &json!({})), None);
         assert!(
             refused.len() == 1 && refused[0].starts_with("metadata.name must be"),
             "{bad}: {refused:?}"
         );
     }
-    for good in ["a", "demo", "demo-2", &"a".repeat(40)] {
+    for good in GOOD_NAMES {
         assert_eq!(refusals(&resource(good, &json!({})), None), Vec::<String>::new(), "{good}");
     }
 }
@@ -305,11 +192,9 @@ fn the_definition_is_below_256_kib() {
 #[test]
 fn the_files_that_are_checked_in_are_those_that_the_types_give() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    for (path, made) in
-        [(generate::YAML_PATH, generate::yaml()), (generate::REFERENCE_PATH, generate::reference())]
-    {
-        let there = std::fs::read_to_string(root.join(path)).unwrap_or_default();
-        assert!(there == made.unwrap(), "{path} is out of date: run `{COMMAND}`");
+    for (path, made) in generate::files().unwrap() {
+        let there = std::fs::read_to_string(root.join(&path)).unwrap_or_default();
+        assert!(there == made, "{path} is out of date: run `{COMMAND}`");
     }
 }
 

@@ -189,7 +189,11 @@ impl ReplicaHome {
         for entry in std::fs::read_dir(&self.partitions)? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                std::fs::remove_dir_all(entry.path())?;
+                match std::fs::remove_dir_all(entry.path()) {
+                    // Whoever read it last has removed it meanwhile, or does so now.
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                    done => done?,
+                }
             }
         }
         Ok(())

@@ -7,6 +7,7 @@ use crate::api::errors::{ApiError, DOMAIN, LeaderHint, Reason};
 use crate::api::node::Node;
 use crate::ids::{GroupId, NodeId};
 use crate::raft::handle::{ReplicaView, Role};
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use parking_lot::RwLock;
 use ringfold_proto::internal::{MetaMember, MetaReplica, MetaState};
@@ -18,10 +19,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Response, Status};
 use tonic_types::StatusExt;
+use tower::Service as _;
 
 /// Response metadata of a call that was forwarded: who answered.
 pub const LEADER_NODE_ID: &str = "ringfold-leader-node-id";
@@ -38,6 +39,11 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 const MESSAGE_MAX_BYTES: usize = 16 << 20;
 /// Attempts that wait for the replica here to know a leader, before others are asked in between.
 const WAITS_MAX: usize = 8;
+/// For an answer of a node that may not lead; one that was cut off may not even hear the question.
+const GUESS_MAX: Duration = Duration::from_millis(500);
+/// Bytes that are sent and not acknowledged for so long end a connection: what was lost while a network
+/// was cut would be sent again only seconds after it is whole.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(3);
 /// Pauses between attempts while nobody leads.
 const BACKOFF_FIRST: Duration = Duration::from_millis(5);
 const BACKOFF_MAX: Duration = Duration::from_millis(100);
@@ -56,12 +62,17 @@ pub struct Known<'a> {
     pub attempt: usize,
     /// Any replica may answer.
     pub stale: bool,
+    /// It may be sent again when nobody knows what became of it.
+    pub repeatable: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     Local,
+    /// To the node that leads, by what is known.
     Forward(NodeId),
+    /// To one that may know who leads.
+    Ask(NodeId),
     /// Nobody to ask now: an election, or no placement yet.
     Wait,
 }
@@ -79,8 +90,9 @@ pub fn decide(known: &Known<'_>) -> Decision {
         Role::Learner => is_recorded && leader.is_some() && !known.stale,
         Role::Follower | Role::Candidate => is_recorded,
     });
-    // Nor may one that was cut off from the others, or has left and is still recorded.
-    let asks_others = known.attempt >= WAITS_MAX && known.attempt % 2 == 1;
+    // Nor may one that was cut off from the others, or has left and is still recorded. What must not be
+    // sent twice waits all the same: a guess that hears nothing would be its end.
+    let asks_others = known.repeatable && known.attempt >= WAITS_MAX && known.attempt % 2 == 1;
     match alive {
         Some(_) if known.stale => return Decision::Local,
         Some((Role::Leader, _)) => return Decision::Local,
@@ -95,7 +107,11 @@ pub fn decide(known: &Known<'_>) -> Decision {
     let others = || known.replicas.iter().map(|r| NodeId(r.node_id)).filter(|n| *n != known.me);
     match others().count() {
         0 => Decision::Wait,
-        n => others().nth(known.attempt % n).map_or(Decision::Wait, Decision::Forward),
+        // Where every second attempt asks, each of the others has its turn too.
+        n => {
+            let turn = if alive.is_some() { known.attempt / 2 } else { known.attempt };
+            others().nth(turn % n).map_or(Decision::Wait, Decision::Ask)
+        }
     }
 }
 
@@ -222,8 +238,6 @@ impl Router {
     fn connect(&self, node: NodeId, url: &str) -> Result<Arc<Peer>, ApiError> {
         let endpoint = Endpoint::from_shared(url.to_string())
             .map_err(|e| ApiError::internal(format_args!("{node} has the URL {url}: {e}")))?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .http2_keep_alive_interval(Duration::from_secs(10))
@@ -242,17 +256,22 @@ impl Router {
     }
 
     fn lazily(&self, endpoint: &Endpoint) -> Channel {
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        http.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX));
         let Some(tls) = self.tls.clone().filter(|_| is_https(endpoint.uri())) else {
-            return endpoint.connect_lazy();
+            return endpoint.connect_with_connector_lazy(http);
         };
         endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
-            let tls = tls.clone();
+            let (tls, mut http) = (tls.clone(), http.clone());
             async move {
+                let tcp = http.call(uri.clone()).await.map_err(std::io::Error::other)?.into_inner();
                 let host = uri.host().unwrap_or_default();
                 let host = host.trim_start_matches('[').trim_end_matches(']');
-                let tcp = TcpStream::connect((host, uri.port_u16().unwrap_or(443))).await?;
-                tcp.set_nodelay(true)?;
-                let opened = Stream::opened(tcp, host, Some(&tls), Protocol::Http2).await?;
+                let opened = Stream::opened(tcp, host, Some(&tls), Protocol::Http2);
+                let opened = tokio::time::timeout(CONNECT_TIMEOUT, opened).await??;
                 Ok::<_, std::io::Error>(TokioIo::new(opened))
             }
         }))
@@ -375,6 +394,7 @@ pub async fn route<O: Operation>(
                 hint: node.router.hint(partition),
                 attempt,
                 stale: operation.stale(),
+                repeatable: operation.is_repeatable(),
             })
         };
         attempt += 1;
@@ -404,15 +424,24 @@ pub async fn route<O: Operation>(
                 }
                 backoff.pause(node, call, error).await?;
             }
+            (Decision::Ask(_), _) if call.forwarded => {
+                return Err(ApiError::NotLeader { leader: None });
+            }
             (Decision::Forward(to), _) if call.forwarded => {
                 return Err(ApiError::NotLeader { leader: Some(leader_hint(node, to)) });
             }
-            (Decision::Forward(to), _) => {
+            (Decision::Forward(to) | Decision::Ask(to), _) => {
                 let leader = leader_hint(node, to);
                 let client = EventStoreClient::new(node.router.channel(to, &leader.url)?)
                     .max_decoding_message_size(MESSAGE_MAX_BYTES);
                 // Boxed, so that a call that is answered here stays small.
                 let remote = Box::pin(operation.remote(client, call));
+                let is_guess = operation.is_repeatable() && matches!(decision, Decision::Ask(_));
+                let max = if is_guess { GUESS_MAX } else { Duration::MAX };
+                let remote = async {
+                    let late = |_| Err(Status::deadline_exceeded("no answer in time"));
+                    tokio::time::timeout(max, remote).await.unwrap_or_else(late)
+                };
                 let answer = call.within(!operation.is_repeatable(), remote).await?;
                 let status = match answer {
                     Ok(value) => {
@@ -421,6 +450,7 @@ pub async fn route<O: Operation>(
                     }
                     Err(status) => status,
                 };
+                let mut nobody = ApiError::NoLeader { partition };
                 match sort_out(status) {
                     Forwarded::Answer(status) => {
                         return Err(ApiError::Forwarded(Box::new(status)));
@@ -437,11 +467,14 @@ pub async fn route<O: Operation>(
                             continue;
                         }
                     }
-                    Forwarded::Unreachable | Forwarded::Lost(_) => {
+                    Forwarded::Unreachable => node.router.set_hint(partition, None),
+                    Forwarded::Lost(_) => {
                         node.router.set_hint(partition, None);
+                        // There may well be a leader: it has not answered.
+                        nobody = ApiError::DeadlineExceeded { in_flight: false };
                     }
                 }
-                backoff.pause(node, call, ApiError::NoLeader { partition }).await?;
+                backoff.pause(node, call, nobody).await?;
             }
         }
     }

@@ -84,7 +84,7 @@ pub fn secret<const N: usize>(cluster: &Cluster, name: String, data: [(&str, &st
 
 /// Labels that never change: selectors rest on them.
 pub fn selector_labels(cluster: &str) -> BTreeMap<String, String> {
-    [("app.kubernetes.io/name", "ringfold"), ("app.kubernetes.io/instance", cluster)]
+    [(names::APP_LABEL, names::APP), (names::INSTANCE_LABEL, cluster)]
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .into()
 }
@@ -101,7 +101,7 @@ fn selector(cluster: &Cluster) -> LabelSelector {
 
 fn labels(cluster: &Cluster) -> BTreeMap<String, String> {
     let mut labels = selector_labels(&cluster.name);
-    labels.insert("app.kubernetes.io/managed-by".into(), names::FIELD_MANAGER.into());
+    labels.insert(names::MANAGED_BY_LABEL.into(), names::FIELD_MANAGER.into());
     labels
 }
 

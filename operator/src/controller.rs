@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, future::join_all};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
@@ -83,10 +83,10 @@ pub struct Context {
     failures: Mutex<HashMap<ObjectRef<EventStoreCluster>, u32>>,
 }
 
-/// Runs until the process is told to end. `namespace`: `None`: all.
+/// Runs until the process is told to end. `namespaces`: whose clusters; none: all.
 pub async fn run(
     client: Client,
-    namespace: Option<&str>,
+    namespaces: &[String],
     release: String,
     metrics: Arc<Metrics>,
     identity: &str,
@@ -101,15 +101,23 @@ pub async fn run(
         kept: Mutex::default(),
         failures: Mutex::default(),
     });
+    // Each namespace is watched by itself: rights in some of them are not rights to list all.
+    let all = [None];
+    let each: Vec<_> = namespaces.iter().map(|n| Some(n.as_str())).collect();
+    let places = if each.is_empty() { &all[..] } else { &each };
+    join_all(places.iter().map(|place| watch(&client, *place, context.clone()))).await;
+}
+
+async fn watch(client: &Client, namespace: Option<&str>, context: Arc<Context>) {
     let after = context.clone();
-    let controller = Controller::new(scoped(&client, namespace), watcher::Config::default())
+    let controller = Controller::new(scoped(client, namespace), watcher::Config::default())
         .with_config(
             Config::default().concurrency(CONCURRENCY).debounce(Duration::from_millis(100)),
         )
-        .owns(scoped::<StatefulSet>(&client, namespace), ours())
-        .watches(scoped::<PartialObjectMeta<Pod>>(&client, namespace), ours(), cluster_of)
+        .owns(scoped::<StatefulSet>(client, namespace), ours())
+        .watches(scoped::<PartialObjectMeta<Pod>>(client, namespace), ours(), cluster_of)
         .watches(
-            scoped::<PartialObjectMeta<PersistentVolumeClaim>>(&client, namespace),
+            scoped::<PartialObjectMeta<PersistentVolumeClaim>>(client, namespace),
             ours(),
             cluster_of,
         )
@@ -142,13 +150,13 @@ where
 }
 
 fn ours() -> watcher::Config {
-    watcher::Config::default().labels("app.kubernetes.io/name=ringfold")
+    watcher::Config::default().labels(&format!("{}={}", names::APP_LABEL, names::APP))
 }
 
 /// Only names and labels come over the wire.
 fn cluster_of<K>(object: PartialObjectMeta<K>) -> Option<ObjectRef<EventStoreCluster>> {
     let meta = object.metadata;
-    let name = meta.labels?.remove("app.kubernetes.io/instance")?;
+    let name = meta.labels?.remove(names::INSTANCE_LABEL)?;
     Some(ObjectRef::new(&name).within(&meta.namespace?))
 }
 

@@ -6,6 +6,7 @@
 
 pub mod build;
 pub mod certificates;
+pub mod check;
 pub mod controller;
 pub mod decide;
 pub mod drift;

@@ -7,3 +7,6 @@ mod plane;
 pub use kubernetes::Live;
 pub use observe::observe;
 pub use plane::Plane;
+
+#[cfg(test)]
+mod calls;

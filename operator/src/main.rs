@@ -3,15 +3,15 @@ use std::{net::SocketAddr, sync::Arc, sync::atomic::Ordering};
 
 use anyhow::Context as _;
 use clap::Parser;
-use ringfold_operator::{controller, lease::Election, metrics};
+use ringfold_operator::{check, controller, lease::Election, metrics};
 
 /// Brings Ringfold clusters to what their EventStoreCluster resources ask for.
 #[derive(Parser)]
 #[command(version)]
 struct Settings {
-    /// Namespace whose clusters are looked after; without it: all namespaces
-    #[arg(long, env = "RINGFOLD_OPERATOR_NAMESPACE")]
-    namespace: Option<String>,
+    /// Namespaces whose clusters are looked after, with commas between them; without it: all
+    #[arg(long, env = "RINGFOLD_OPERATOR_NAMESPACES", value_delimiter = ',')]
+    namespaces: Vec<String>,
     /// Image of the nodes of new clusters that name none
     #[arg(long, env = "RINGFOLD_OPERATOR_NODE_IMAGE")]
     node_image: String,
@@ -30,6 +30,9 @@ struct Settings {
     /// error, warn, info, debug or trace, also by module
     #[arg(long, env = "RINGFOLD_OPERATOR_LOG_LEVEL", default_value = "info")]
     log_level: String,
+    /// Looks whether an operator holds the Lease and whether its rights suffice, says so, and ends
+    #[arg(long)]
+    check: bool,
 }
 
 #[tokio::main]
@@ -40,14 +43,20 @@ async fn main() -> anyhow::Result<()> {
         .with_env_filter(tracing_subscriber::EnvFilter::new(&settings.log_level))
         .with_writer(std::io::stderr)
         .init();
-    let metrics = Arc::new(metrics::Metrics::default());
     let client = kube::Client::try_default()
         .await
         .context("the Kubernetes API is not configured: run in a pod, or with KUBECONFIG")?;
+    let namespaces: Vec<_> = settings.namespaces.into_iter().filter(|n| !n.is_empty()).collect();
+    if settings.check {
+        let (namespace, name) = (&settings.lease_namespace, &settings.lease_name);
+        let said = check::until_right(&client, &namespaces, namespace, name).await?;
+        tracing::info!("{said}");
+        return Ok(());
+    }
+    let metrics = Arc::new(metrics::Metrics::default());
     let serve = tokio::spawn(metrics::serve(settings.http_listen, metrics.clone()));
     // A pod that was made anew under the same name is another holder.
     let me = format!("{}_{}", settings.identity, uuid::Uuid::new_v4());
-    let namespace = settings.namespace.as_deref().filter(|n| !n.is_empty());
     let mut election =
         Election::new(client.clone(), &settings.lease_namespace, &settings.lease_name, &me);
     metrics.ready.store(true, Ordering::Relaxed);
@@ -58,7 +67,8 @@ async fn main() -> anyhow::Result<()> {
     }
     metrics.leads.set(1);
     tracing::info!(me, "holds the Lease");
-    let run = controller::run(client, namespace, settings.node_image, metrics, &settings.identity);
+    let run =
+        controller::run(client, &namespaces, settings.node_image, metrics, &settings.identity);
     let lost = tokio::select! {
         () = run => None,
         why = election.hold() => Some(why),

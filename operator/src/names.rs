@@ -3,6 +3,13 @@ pub use ringfold_crds::names::{NODE_ID, REPLACE, nodes_service as nodes};
 
 /// The one field manager of everything that the operator applies.
 pub const FIELD_MANAGER: &str = "ringfold-operator";
+/// Labels that never change: selectors and watches rest on them.
+pub const APP_LABEL: &str = "app.kubernetes.io/name";
+pub const APP: &str = "ringfold";
+/// Its value: the cluster's name.
+pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
+/// Its value: [`FIELD_MANAGER`].
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// On the identity Secret: UID of the only claim that may be bootstrapped.
 pub const BOOTSTRAP_CLAIM: &str = "ringfold.dev/bootstrap-claim";
 /// On the pod template: changes with the nodes' settings, so that they restart.

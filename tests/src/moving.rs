@@ -29,8 +29,34 @@ pub fn settings(partitions: u32, move_bytes_per_s: &str) -> Settings {
     Settings { partitions, env, failpoints: failpoints::EXIST, ..Settings::default() }
 }
 
+/// What a load on moving partitions is judged by.
+pub struct Judge {
+    clock: Clock,
+    load: Load,
+    ballast: Ballast,
+}
+
+impl Judge {
+    /// Makes partitions large and starts the load; waits for so many acknowledged appends.
+    pub async fn start(cluster: &LocalCluster, load: Load, progress: u64) -> (Self, Running) {
+        let ballast = load_down(cluster, load.seed).await;
+        let clock = Clock::new();
+        let running = load::start(cluster, clock, &load);
+        running.progress(progress, PROGRESS_MAX).await;
+        (Self { clock, load, ballast }, running)
+    }
+
+    /// Checkpoints have moved, everything is there, and the history is right.
+    pub async fn judge(self, cluster: &LocalCluster, running: Running) {
+        assert!(cluster.checkpoints_installed() > 0 || !failpoints::EXIST);
+        let history = running.stop().await;
+        self.ballast.verify(cluster).await;
+        judge(cluster, self.clock, &self.load, history).await;
+    }
+}
+
 /// Makes partitions larger than the log that is kept.
-pub async fn load_down(cluster: &LocalCluster, seed: u64) -> Ballast {
+async fn load_down(cluster: &LocalCluster, seed: u64) -> Ballast {
     if failpoints::EXIST {
         // Else the databases would only be flushed, and the logs compacted, after a minute.
         cluster.failpoints().arm("flush-early", Action::AlterAlways);
@@ -47,9 +73,7 @@ pub struct Moving {
     pub cluster: LocalCluster,
     pub running: Running,
     pub resize: Resize,
-    clock: Clock,
-    load: Load,
-    ballast: Ballast,
+    judge: Judge,
 }
 
 impl Moving {
@@ -59,12 +83,10 @@ impl Moving {
 
     /// On a cluster that is there.
     pub async fn with(cluster: LocalCluster, seed: u64) -> Self {
-        let ballast = load_down(&cluster, seed).await;
-        let (clock, load) = (Clock::new(), Load { seed, streams: 32, ..Load::default() });
-        let running = load::start(&cluster, clock, &load);
-        running.progress(100, PROGRESS_MAX).await;
+        let load = Load { seed, streams: 32, ..Load::default() };
+        let (judge, running) = Judge::start(&cluster, load, 100).await;
         let resize = Resize::new(cluster.nodes.len());
-        Self { cluster, running, resize, clock, load, ballast }
+        Self { cluster, running, resize, judge }
     }
 
     /// Partitions move until the armed point is hit.
@@ -101,7 +123,7 @@ impl Moving {
         let deadline = Instant::now() + REST_MAX;
         while !(self.resize.is_small() && self.resize.left > 0) {
             let plan = self.cluster.plan().await;
-            assert!(Instant::now() < deadline, "no end: {plan:?}");
+            assert!(Instant::now() < deadline, "no end of {:?}: {plan:?}", self.resize);
             self.resize.go_on(&mut self.cluster, &self.running).await;
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -111,10 +133,7 @@ impl Moving {
     pub async fn end(self, members: usize) {
         self.cluster.wait_at_rest(members, REST_MAX).await;
         self.running.progress(100, PROGRESS_MAX).await;
-        assert!(self.cluster.checkpoints_installed() > 0 || !failpoints::EXIST);
-        let history = self.running.stop().await;
-        self.ballast.verify(&self.cluster).await;
-        judge(&self.cluster, self.clock, &self.load, history).await;
+        self.judge.judge(&self.cluster, self.running).await;
         let mut replicas = 0;
         for node in self.cluster.running() {
             replicas += nothing_left_over(&node.data_dir).await;

@@ -145,10 +145,9 @@ async fn who(m: &Moving, hit: Hit, part: Part) -> usize {
     .await
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_that_dies_at_any_point_of_a_replicas_coming_loses_nothing() {
-    let Some(mut m) = start(71).await else { return };
-    for point in COMING {
+async fn dies_at_each(seed: u64, points: &[&str]) {
+    let Some(mut m) = start(seed).await else { return };
+    for point in points {
         dies_at(&mut m, point).await;
     }
     m.finish_resize().await;
@@ -156,13 +155,13 @@ async fn a_process_that_dies_at_any_point_of_a_replicas_coming_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_dies_at_any_point_of_a_replicas_coming_loses_nothing() {
+    dies_at_each(71, &COMING).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_dies_at_any_point_of_a_replicas_going_loses_nothing() {
-    let Some(mut m) = start(72).await else { return };
-    for point in GOING {
-        dies_at(&mut m, point).await;
-    }
-    m.finish_resize().await;
-    m.end(MEMBERS).await;
+    dies_at_each(72, &GOING).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

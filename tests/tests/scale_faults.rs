@@ -6,16 +6,10 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use ringfold_tests::ballast::Ballast;
 use ringfold_tests::cluster::{LocalCluster, Settings, eventually, factor};
-use ringfold_tests::failpoints;
-use ringfold_tests::history::Clock;
-use ringfold_tests::load::{self, Load, Running, judge};
-use ringfold_tests::moving;
+use ringfold_tests::load::{Load, Running};
+use ringfold_tests::moving::{self, Judge, PROGRESS_MAX, REST_MAX};
 use ringfold_tests::shim::Survivors;
-
-const REST_MAX: Duration = Duration::from_secs(240);
-const PROGRESS_MAX: Duration = Duration::from_secs(60);
 
 /// Moves one after the other, and slowly, so that faults hit them in their middle.
 fn slow_moves(partitions: u32) -> Settings {
@@ -29,26 +23,8 @@ fn steady(seed: u64) -> Load {
 /// A cluster, what its load is judged by, and the load.
 async fn started(settings: Settings, seed: u64) -> (LocalCluster, Judge, Running) {
     let cluster = LocalCluster::start(settings).await;
-    let ballast = moving::load_down(&cluster, seed).await;
-    let (clock, load) = (Clock::new(), steady(seed));
-    let running = load::start(&cluster, clock, &load);
-    running.progress(300, PROGRESS_MAX).await;
-    (cluster, Judge { clock, load, ballast }, running)
-}
-
-struct Judge {
-    clock: Clock,
-    load: Load,
-    ballast: Ballast,
-}
-
-impl Judge {
-    async fn judge(self, cluster: &LocalCluster, running: Running) {
-        let history = running.stop().await;
-        assert!(cluster.checkpoints_installed() > 0 || !failpoints::EXIST);
-        self.ballast.verify(cluster).await;
-        judge(cluster, self.clock, &self.load, history).await;
-    }
+    let (judge, running) = Judge::start(&cluster, steady(seed), 300).await;
+    (cluster, judge, running)
 }
 
 /// Kills one node after the other until nothing moves any more, `rounds` at least.

@@ -146,5 +146,7 @@ fn finds_a_membership_lost_at_restart() {
 fn finds_a_membership_change_logged_without_the_commit_index() {
     let options = Options { planted: Some(Planted::ChangeWithoutCommit), ..quick_changes() };
     let kind = find_with(options, 20_000).kind;
-    assert!(matches!(kind, Kind::CommittedDiffers | Kind::TwoLeaders), "{kind:?}");
+    // A leader of an outdated membership, or what such a majority committed.
+    let found = matches!(kind, Kind::CommittedDiffers | Kind::TwoLeaders | Kind::NotOnMajority);
+    assert!(found, "{kind:?}");
 }

@@ -65,7 +65,7 @@ fn find(planted: Planted, seeds: u64) -> Kind {
 
 #[test]
 fn finds_a_replica_forgotten_before_its_group_confirmed_it() {
-    let kind = find(Planted::ForgottenUnconfirmed, 2_000);
+    let kind = find(Planted::ForgottenUnconfirmed, 4_000);
     assert!(matches!(kind, Kind::MemberForgotten | Kind::MemberDestroyed), "{kind:?}");
 }
 

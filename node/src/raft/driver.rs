@@ -13,6 +13,7 @@ use crate::raft::log::{LogOp, RaftLog, ReplicaRecord, Vote};
 use crate::raft::membership::Membership;
 pub use crate::raft::message::{Channel, PeerMessage};
 use prost_raft::Message as _;
+use raft::CAMPAIGN_TRANSFER;
 use raft::eraftpb::{Message, MessageType};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -44,6 +45,9 @@ pub struct DriverSettings {
     pub node_inflight_bytes: u64,
     /// Bound on the log kept of one partition.
     pub kept_log_bytes: u64,
+    /// A replica that has nothing is sent the whole log if that is no larger, else a checkpoint: entries
+    /// have no limit of their own on their rate, and reading old ones holds up the driver.
+    pub catch_up_bytes: u64,
     /// Log entries of one partition kept in memory once applied.
     pub cache_bytes: u64,
     pub max_state_bytes: u32,
@@ -84,6 +88,7 @@ impl DriverSettings {
             partition_inflight_bytes: 16 << 20,
             node_inflight_bytes: 256 << 20,
             kept_log_bytes: 32 << 20,
+            catch_up_bytes: 2 << 20,
             cache_bytes: 512 << 10,
             max_state_bytes: 1 << 20,
             snapshot_every: 100,
@@ -94,6 +99,12 @@ impl DriverSettings {
 
     pub fn election_ns(&self) -> u64 {
         self.election_ticks as u64 * self.tick_ms * 1_000_000
+    }
+
+    /// How long a replica that has heard its leader votes for nobody else: longer than a lease, and no
+    /// longer than a candidate waits at least.
+    pub fn promise_ns(&self) -> u64 {
+        self.election_ns() - self.tick_ms * 1_000_000
     }
 
     /// Three quarters of the shortest election timeout.
@@ -453,7 +464,9 @@ impl Driver {
         let running = self.groups.get(&group).is_some_and(|g| g.replica == replica);
         let record = match running.then(|| self.groups.remove(&group)).flatten() {
             Some(g) => {
-                let record = g.record().clone();
+                // Its members are of no use any more, and the record stays for good.
+                let record =
+                    ReplicaRecord { membership: Membership::default(), ..g.record().clone() };
                 g.close("it has left its group");
                 record
             }
@@ -546,6 +559,12 @@ impl Driver {
             | MessageType::MsgRequestPreVote
             | MessageType::MsgTimeoutNow
                 if g.holds_votes(now) =>
+            {
+                return count(&self.counters.vote_held);
+            }
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
+                if message.context != CAMPAIGN_TRANSFER
+                    && g.keeps_to_leader(now, self.settings.promise_ns()) =>
             {
                 return count(&self.counters.vote_held);
             }

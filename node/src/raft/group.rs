@@ -135,6 +135,8 @@ pub(super) struct Group {
     /// raft's own mark of activity is cleared at every check of the quorum, until the next answer.
     heard_ns: HashMap<u64, u64>,
     leader_since_ns: u64,
+    /// When a leader was last heard, of this term or a higher one (CLOCK_BOOTTIME).
+    led_ns: Option<u64>,
     /// Replicas that this leader has confirmed to be without, and whose records go.
     renounced: BTreeSet<u64>,
     /// Nodes of replicas whose messages came from there.
@@ -179,6 +181,7 @@ impl Group {
             ));
         }
         let mut store = GroupStore::new(record.replica, log, truncated, &record.membership);
+        store.catch_up_bytes = settings.catch_up_bytes;
         store.load(last, settings.kept_log_bytes / 2).map_err(|e| e.to_string())?;
         let v = vote.unwrap_or_default();
         let commit = match settings.faults.commit_back_at_restart {
@@ -255,6 +258,7 @@ impl Group {
             flushed: applied.min(truncated.0),
             heard_ns: HashMap::new(),
             leader_since_ns: 0,
+            led_ns: None,
             renounced: BTreeSet::new(),
             nodes: HashMap::new(),
             published: Status::default(),
@@ -323,7 +327,19 @@ impl Group {
         self.committed_bytes > APPLY_BEHIND_BYTES_MAX || unsynced > UNSYNCED_BYTES_MAX
     }
 
+    /// It has heard its leader so lately that the leader's lease may rest on it. raft asks for that only
+    /// while it knows the leader, and forgets it with any word of a higher term: the refusal of an old
+    /// request for votes, say, just ahead of a new request.
+    pub fn keeps_to_leader(&self, now: Now, promise_ns: u64) -> bool {
+        !self.is_leader() && self.led_ns.is_some_and(|at| now.boot_ns < at + promise_ns)
+    }
+
     pub fn step_message(&mut self, now: Now, message: Message, lease_ns: u64) {
+        let is_of_leader =
+            matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat);
+        if is_of_leader && message.term >= self.raw.raft.term {
+            self.led_ns = Some(now.boot_ns);
+        }
         if self.is_leader()
             && message.term == self.raw.raft.term
             && self.raw.raft.prs().get(message.from).is_some()
@@ -590,6 +606,7 @@ impl Group {
             return false;
         }
         self.raw.tick();
+        self.forget_lost_leader(now, election_ns);
         if self.is_leader() {
             if self.record.membership.voters == [self.replica.0]
                 && !self.record.membership.is_joint()
@@ -601,6 +618,17 @@ impl Group {
         self.floors.retain(|_, (_, until)| *until > now.boot_ns);
         self.publish_lease();
         true
+    }
+
+    /// Whoever does not campaign would believe for ever in the last leader that it heard: a learner that
+    /// was removed while it could not be reached would never look for others to ask.
+    fn forget_lost_leader(&mut self, now: Now, election_ns: u64) {
+        let raft = &mut self.raw.raft;
+        let is_lost =
+            self.led_ns.is_none_or(|at| now.boot_ns >= at + SILENT_ELECTIONS * election_ns);
+        if is_lost && raft.state == StateRole::Follower && !raft.promotable() {
+            raft.leader_id = raft::INVALID_ID;
+        }
     }
 
     fn tick_transfer(&mut self, now: Now, election_ns: u64, shedding: bool) {

@@ -119,7 +119,7 @@ impl Membership {
                 }
             }
             next.nodes.extend(nodes.iter().copied());
-            next.forget_nodes();
+            next.forget_nodes(self);
         }
         if next.voters.is_empty() {
             return Err(ChangeError::NoVoter);
@@ -129,11 +129,12 @@ impl Membership {
     }
 
     /// Where replicas live that have left is of use for a while only: it tells those that have left
-    /// from those that never came. The newest are kept, by every replica the same.
-    fn forget_nodes(&mut self) {
-        let gone: Vec<ReplicaId> =
-            self.nodes.keys().copied().filter(|r| !self.contains(*r)).collect();
-        for r in gone.iter().rev().skip(GONE_KEPT) {
+    /// from those that never came. The newest are kept, by every replica the same, and those that leave
+    /// just now.
+    fn forget_nodes(&mut self, before: &Membership) {
+        let gone = self.nodes.keys().copied().filter(|r| !self.contains(*r));
+        let (just_now, earlier): (Vec<_>, Vec<_>) = gone.partition(|r| before.contains(*r));
+        for r in earlier.iter().rev().skip(GONE_KEPT.saturating_sub(just_now.len())) {
             self.nodes.remove(r);
         }
     }
@@ -199,16 +200,19 @@ mod tests {
 
     #[test]
     fn nodes_of_replicas_that_have_left_do_not_pile_up() {
-        let mut m = Membership::genesis(&[(ReplicaId(1), NodeId(1))]);
-        for id in 2..200u64 {
+        let mut m = Membership::genesis(&[1, 2].map(|n| (ReplicaId(n), NodeId(n))));
+        for id in 3..200u64 {
             let add = change(&[(ConfChangeType::AddLearnerNode, id)], false);
             m = m.after(&add, &[(ReplicaId(id), NodeId(id))]).unwrap();
             assert_eq!(m.nodes[&ReplicaId(id)], NodeId(id));
             m = m.after(&change(&[(ConfChangeType::RemoveNode, id)], false), &[]).unwrap();
             assert!(m.nodes.contains_key(&ReplicaId(id)), "it is known to have been there");
         }
+        assert_eq!(m.nodes.len(), 2 + GONE_KEPT);
+        // The oldest one too, when it leaves last.
+        let m = m.after(&change(&[(ConfChangeType::RemoveNode, 2)], false), &[]).unwrap();
         assert_eq!(m.nodes.len(), 1 + GONE_KEPT);
-        assert!(m.nodes.contains_key(&ReplicaId(1)));
+        assert!([1, 2].iter().all(|r| m.nodes.contains_key(&ReplicaId(*r))));
     }
 
     fn change(parts: &[(ConfChangeType, u64)], explicit: bool) -> ConfChangeV2 {

@@ -23,6 +23,8 @@ pub struct GroupStore {
     /// Bytes of kept entries in segments: (last index, bytes).
     segments: VecDeque<(u64, u64)>,
     kept_bytes: u64,
+    /// The largest log that is sent as a whole.
+    pub catch_up_bytes: u64,
     pub hard_state: HardState,
     pub conf_state: ConfState,
     /// Replicas that raft wants a checkpoint for: they are behind the kept log.
@@ -54,6 +56,7 @@ impl GroupStore {
             terms: VecDeque::new(),
             segments: VecDeque::new(),
             kept_bytes: 0,
+            catch_up_bytes: u64::MAX,
             hard_state: HardState::default(),
             conf_state: membership.conf_state(),
             wanted: RefCell::new(BTreeSet::new()),
@@ -248,9 +251,17 @@ impl Storage for GroupStore {
         low: u64,
         high: u64,
         max_size: impl Into<Option<u64>>,
-        _: GetEntriesContext,
+        context: GetEntriesContext,
     ) -> Result<Vec<Entry>> {
-        if low < self.first() {
+        // Only what is sent to others may be had later; raft says so of nothing else.
+        let is_sent = context.can_async();
+        // While nothing is committed no checkpoint has anything, and the first entries may wait for this
+        // very replica.
+        let is_much = low == 1
+            && is_sent
+            && self.hard_state.commit > 0
+            && self.kept_bytes > self.catch_up_bytes;
+        if low < self.first() || is_much {
             return Err(Error::Store(StorageError::Compacted));
         }
         if high > self.last() + 1 {
@@ -317,6 +328,29 @@ mod tests {
 
     fn entry(index: u64, term: u64) -> Entry {
         Entry { index, term, data: vec![0; 40_000], ..Default::default() }
+    }
+
+    #[test]
+    fn the_whole_of_a_long_log_is_not_sent_and_is_there_for_its_own_replica() {
+        let log = Arc::new(MemoryLog::default());
+        let mut store = GroupStore::new(R, log, (0, 0), &Membership::default());
+        assert!(store.append(vec![entry(1, 1), entry(2, 1)]));
+        let sent = || GetEntriesContext::empty(true);
+        store.catch_up_bytes = 0;
+        assert_eq!(store.entries(1, 3, None, sent()).unwrap().len(), 2, "nothing is committed");
+        store.hard_state.commit = 1;
+        let compacted =
+            |r: Result<Vec<Entry>>| matches!(r, Err(Error::Store(StorageError::Compacted)));
+        for (catch_up_bytes, is_refused) in [(200_000, false), (50_000, true)] {
+            store.catch_up_bytes = catch_up_bytes;
+            assert_eq!(compacted(store.entries(1, 3, None, sent())), is_refused);
+            // To one that has something, and to be applied.
+            assert_eq!(store.entries(2, 3, None, sent()).unwrap().len(), 1);
+            assert_eq!(
+                store.entries(1, 3, None, GetEntriesContext::empty(false)).unwrap().len(),
+                2
+            );
+        }
     }
 
     proptest! {

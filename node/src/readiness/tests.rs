@@ -68,7 +68,8 @@ fn what_has_caught_up_once_is_not_waited_for_again_and_a_new_replica_is() {
     let mut caught_up = BTreeSet::new();
     let first = held(3, Role::Follower, 5, 10);
     assert!(
-        behind(&[first.clone()], &said(vec![leader(3, 5, 10)]), false, &mut caught_up).is_empty()
+        behind(std::slice::from_ref(&first), &said(vec![leader(3, 5, 10)]), false, &mut caught_up)
+            .is_empty()
     );
     let second = held(4, Role::Learner, 5, 0);
     let later = said(vec![leader(3, 5, 90), leader(4, 5, 90)]);

@@ -23,7 +23,7 @@ fn choose(
 ) -> Decision {
     let (local, replicas) = known(local, nodes);
     let hint = (hint != 0).then_some(NodeId(hint));
-    decide(&Known { me: ME, local, replicas: &replicas, hint, attempt, stale })
+    decide(&Known { me: ME, local, replicas: &replicas, hint, attempt, stale, repeatable: true })
 }
 
 #[test]
@@ -48,9 +48,9 @@ fn a_stale_read_is_answered_by_any_replica_that_is_open() {
         assert_eq!(choose(Some((role, None)), &all, 0, 0, true), Decision::Local);
     }
     let closed = Some((Role::Closed, None));
-    assert_eq!(choose(closed, &all, 0, 0, true), Decision::Forward(NodeId(2)));
-    assert_eq!(choose(closed, &all, 0, 1, true), Decision::Forward(NodeId(3)));
-    assert_eq!(choose(closed, &all, 3, 0, true), Decision::Forward(NodeId(2)), "any will do");
+    assert_eq!(choose(closed, &all, 0, 0, true), Decision::Ask(NodeId(2)));
+    assert_eq!(choose(closed, &all, 0, 1, true), Decision::Ask(NodeId(3)));
+    assert_eq!(choose(closed, &all, 3, 0, true), Decision::Ask(NodeId(2)), "any will do");
 }
 
 /// It may have nothing yet.
@@ -63,7 +63,7 @@ fn a_learner_answers_nothing_and_one_that_knows_no_leader_asks_the_others() {
     );
     for leader in [None, Some(3)] {
         let stale = choose(Some((Role::Learner, leader)), &all, 0, 0, true);
-        assert_eq!(stale, Decision::Forward(NodeId(2)));
+        assert_eq!(stale, Decision::Ask(NodeId(2)));
     }
 }
 
@@ -72,10 +72,7 @@ fn without_a_replica_here_the_hint_counts_and_then_each_replica_in_turn() {
     for local in [None, Some((Role::Closed, Some(1)))] {
         assert_eq!(choose(local, &[2, 3, 4], 4, 0, false), Decision::Forward(NodeId(4)));
         for (attempt, node) in [(0, 2), (1, 3), (2, 4), (3, 2)] {
-            assert_eq!(
-                choose(local, &[2, 3, 4], 0, attempt, false),
-                Decision::Forward(NodeId(node))
-            );
+            assert_eq!(choose(local, &[2, 3, 4], 0, attempt, false), Decision::Ask(NodeId(node)));
         }
     }
     assert_eq!(choose(None, &[], 0, 0, false), Decision::Wait, "not placed yet");
@@ -144,16 +141,13 @@ fn a_replica_that_is_about_to_be_destroyed_is_not_waited_for() {
         for leader in [None, Some(1), Some(9)] {
             assert_eq!(
                 choose(Some((role, leader)), &[2, 3], 0, 0, false),
-                Decision::Forward(NodeId(2))
+                Decision::Ask(NodeId(2))
             );
             assert_eq!(
                 choose(Some((role, leader)), &[2, 3], 3, 1, false),
                 Decision::Forward(NodeId(3))
             );
-            assert_eq!(
-                choose(Some((role, leader)), &[2, 3], 0, 1, true),
-                Decision::Forward(NodeId(3))
-            );
+            assert_eq!(choose(Some((role, leader)), &[2, 3], 0, 1, true), Decision::Ask(NodeId(3)));
         }
     }
     // Its records may be older than what it leads.
@@ -170,6 +164,21 @@ fn a_replica_that_knows_no_leader_for_long_is_not_the_only_one_that_is_asked() {
     let at = |attempt| choose(Some((Role::Follower, None)), &[1, 2, 3], 0, attempt, false);
     assert!((0..WAITS_MAX).all(|attempt| at(attempt) == Decision::Wait));
     let later: Vec<_> = (WAITS_MAX..WAITS_MAX + 4).map(at).collect();
-    assert!(later.contains(&Decision::Wait), "{later:?}");
-    assert!(later.iter().any(|d| matches!(d, Decision::Forward(_))), "{later:?}");
+    for d in [Decision::Wait, Decision::Ask(NodeId(2)), Decision::Ask(NodeId(3))] {
+        assert!(later.contains(&d), "{later:?}");
+    }
+    // What must not be sent twice is not spent on a guess.
+    let (local, replicas) = known(Some((Role::Follower, None)), &[1, 2, 3]);
+    for attempt in 0..2 * WAITS_MAX {
+        let append = Known {
+            me: ME,
+            local,
+            replicas: &replicas,
+            hint: None,
+            attempt,
+            stale: false,
+            repeatable: false,
+        };
+        assert_eq!(decide(&append), Decision::Wait);
+    }
 }

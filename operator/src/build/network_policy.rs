@@ -9,7 +9,7 @@ use k8s_openapi::{
 };
 
 use super::{meta, selector};
-use crate::validate::Cluster;
+use crate::{names, validate::Cluster};
 
 fn port(name: &str, protocol: &str) -> NetworkPolicyPort {
     NetworkPolicyPort {
@@ -25,7 +25,7 @@ fn pods(selector: LabelSelector) -> NetworkPolicyPeer {
 
 /// The operator, in whichever namespace it runs.
 fn operator() -> NetworkPolicyPeer {
-    let name = ("app.kubernetes.io/name".to_owned(), "ringfold-operator".to_owned());
+    let name = (names::APP_LABEL.to_owned(), "ringfold-operator".to_owned());
     NetworkPolicyPeer {
         pod_selector: Some(LabelSelector {
             match_labels: Some([name].into()),

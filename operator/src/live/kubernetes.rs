@@ -26,8 +26,6 @@ use crate::{
     world::NodeId,
 };
 
-const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
-
 /// The Kubernetes API, for one cluster in one reconcile.
 pub struct Live<'a> {
     pub client: &'a Client,
@@ -90,7 +88,7 @@ impl Live<'_> {
     async fn ours<K: Owned>(&self, name: &str) -> Result<Option<K>, KubernetesError> {
         let found = self.api::<K>().get_opt(name).await.map_err(failed)?;
         let Some(object) = found else { return Ok(None) };
-        if object.labels().get(MANAGED_BY).is_some_and(|m| m == names::FIELD_MANAGER) {
+        if object.labels().get(names::MANAGED_BY_LABEL).is_some_and(|m| m == names::FIELD_MANAGER) {
             return Ok(Some(object));
         }
         Err(KubernetesError::Failed(format!(

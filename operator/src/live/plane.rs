@@ -123,15 +123,31 @@ impl Plane {
                 None
             }
         };
-        (reports.into_iter().flatten().collect(), view)
+        let reports: Vec<_> = reports.into_iter().flatten().collect();
+        let view = view.map(|(mut topology, plan)| {
+            for (_, _, led) in &reports {
+                add_leaders(&mut topology, led);
+            }
+            seen_as(&topology, plan.as_ref())
+        });
+        (reports.into_iter().map(|(ordinal, report, _)| (ordinal, report)).collect(), view)
     }
 
-    async fn report(&self, client: &Client, ordinal: Ordinal) -> Option<(Ordinal, Report)> {
+    async fn report(
+        &self,
+        client: &Client,
+        ordinal: Ordinal,
+    ) -> Option<(Ordinal, Report, Vec<Led>)> {
         let url = self.url(&pod_name(&self.cluster, ordinal));
         let status = client.node_status(&url).await;
         let status = status
             .inspect_err(|error| tracing::debug!(url, %error, "a node does not answer"))
             .ok()?;
+        let leads = |r: &ringfold_client::ReplicaStatus| {
+            let leads = r.state() == ringfold_client::ReplicaState::Leader;
+            leads.then_some(Led { partition: r.partition?, node: status.node_id, term: r.term })
+        };
+        let led = status.replicas.iter().filter_map(leads).collect();
         let report = Report {
             node: (status.node_id != 0 && !status.cluster_id.is_empty())
                 .then_some((status.node_id, status.cluster_id)),
@@ -140,13 +156,33 @@ impl Plane {
             waiting: status.waiting,
             authorities: Some(status.authorities).filter(|a| !a.is_empty()),
         };
-        Some((ordinal, report))
+        Some((ordinal, report, led))
+    }
+}
+
+/// A partition that a node says it leads.
+struct Led {
+    partition: u32,
+    node: NodeId,
+    term: u64,
+}
+
+/// A node knows the leaders of the partitions that it holds: with more nodes than replicas, no single
+/// one knows all.
+fn add_leaders(topology: &mut Topology, led: &[Led]) {
+    for Led { partition, node, term } in led {
+        let of = topology.partition_map.iter_mut().find(|p| p.partition == *partition);
+        if let Some(p) = of
+            && (p.leader_node_id == 0 || p.term < *term)
+        {
+            (p.leader_node_id, p.term) = (*node, *term);
+        }
     }
 }
 
 /// `None`: there is no cluster yet. The leader looks anew for the plan, so its topology afterwards has
 /// every change that was confirmed before the question.
-async fn view(client: &Client) -> Result<Option<View>, PlaneError> {
+async fn view(client: &Client) -> Result<Option<(Topology, Option<RebalancePlan>)>, PlaneError> {
     let known = client.topology().await.map_err(failed)?;
     if known.cluster_id.is_empty() {
         return Ok(None);
@@ -164,7 +200,7 @@ async fn view(client: &Client) -> Result<Option<View>, PlaneError> {
     if seen.meta_leader_node_id != seen.node_id || seen.epoch < epoch {
         return Err(PlaneError::Unavailable("the meta group's leader changes".into()));
     }
-    Ok(Some(seen_as(&seen, plan.as_ref())))
+    Ok(Some((seen, plan)))
 }
 
 fn seen_as(topology: &Topology, plan: Option<&RebalancePlan>) -> View {
@@ -293,5 +329,30 @@ impl DataPlane for Plane {
             true => client.rebalance_pause().await.map_err(failed),
             false => client.rebalance_resume().await.map_err(failed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringfold_client::Partition;
+
+    use super::*;
+
+    #[test]
+    fn leaders_are_what_the_nodes_say_of_themselves_and_the_later_term_counts() {
+        let partition = |partition, leader_node_id, term| Partition {
+            partition,
+            leader_node_id,
+            term,
+            ..Partition::default()
+        };
+        let mut topology = Topology {
+            partition_map: vec![partition(0, 0, 0), partition(1, 3, 5), partition(2, 3, 5)],
+            ..Topology::default()
+        };
+        let led = |partition, node, term| Led { partition, node, term };
+        add_leaders(&mut topology, &[led(0, 7, 2), led(1, 7, 4), led(2, 7, 6), led(9, 7, 1)]);
+        let leaders: Vec<_> = topology.partition_map.iter().map(|p| p.leader_node_id).collect();
+        assert_eq!(leaders, [7, 3, 7]);
     }
 }

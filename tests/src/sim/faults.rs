@@ -86,6 +86,7 @@ pub struct Faults {
     pub power_loss: f64,
     pub flush_gap_ms: u64,
     pub kept_log_bytes: u64,
+    pub catch_up_bytes: u64,
     pub cache_bytes: u64,
     pub entry_bytes: usize,
     /// Size of some events.
@@ -101,6 +102,8 @@ pub struct Faults {
     pub look_gap_ms: u64,
     /// Of membership changes: that a follower crashes behind the sync of one.
     pub change_crash: f64,
+    /// Of the plan's steps: that it reaches its node when others have long gone on.
+    pub late_step: f64,
     /// A node beside those that hold replicas at first.
     pub spare_node: bool,
 }
@@ -125,6 +128,7 @@ impl Faults {
             power_loss: [0.0, 0.5, 1.0][rng.random_range(0..3)],
             flush_gap_ms: [15, 60, 250][rng.random_range(0..3)],
             kept_log_bytes: [0, 0, 20_000, 32 << 20][rng.random_range(0..4)],
+            catch_up_bytes: [0, 3_000, 2 << 20][rng.random_range(0..3)],
             cache_bytes: [0, 4_000, 512 << 10][rng.random_range(0..3)],
             entry_bytes: [1, 2_000, 1 << 20][rng.random_range(0..3)],
             event_bytes: [0, 0, 3_000][rng.random_range(0..3)],
@@ -136,6 +140,7 @@ impl Faults {
             clients: rng.random_range(3..=5),
             look_gap_ms: 15,
             change_crash: 0.0,
+            late_step: 0.02,
             spare_node: false,
         };
         for (gap, (chance, least, most)) in faults.gaps_ms.iter_mut().zip([
@@ -209,6 +214,11 @@ impl Faults {
         }
         match planted {
             Some(Planted::StaleStepTaken) => self.always(Strike::Depose, 100),
+            Some(Planted::ForgottenUnconfirmed) => {
+                self.always(Strike::Depose, 100);
+                self.always(Strike::Retarget, 100);
+                self.late_step = 0.3;
+            }
             Some(Planted::DestroyedForgotten) => self.always(Strike::Crash, 150),
             Some(Planted::CheckpointWithoutReceiver) => self.kept_log_bytes = 0,
             Some(Planted::CompactionPastTransfer) => {
@@ -229,6 +239,7 @@ impl Faults {
 
     /// Everything is over: what is left is an ordinary network.
     pub fn end(&mut self) {
+        self.late_step = 0.0;
         self.loss = 0.0;
         self.duplicate = 0.0;
         self.damage = 0.0;

@@ -371,11 +371,20 @@ impl World {
                 let copies = 1 + usize::from(self.rng.random_bool(self.faults.duplicate));
                 for _ in 0..copies {
                     if let Some(ns) = self.arrives(node, n) {
+                        let ns = ns + self.step_lateness_ns();
                         let what = PlanEvent::Step { n, ask, step };
                         self.after(ns, Event::Plan { at: Some((n, None)), what });
                     }
                 }
             }
+        }
+    }
+
+    /// A request may wait for a connection, or in its node's queue, until others have gone on.
+    fn step_lateness_ns(&mut self) -> u64 {
+        match self.rng.random_bool(self.faults.late_step) {
+            true => self.rng.random_range(0..TODO_NS),
+            false => 0,
         }
     }
 

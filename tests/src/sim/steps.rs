@@ -45,11 +45,15 @@ impl World {
         if self.nodes[n].running.is_none() {
             return;
         }
-        let stale = self.options.planted == Some(Planted::StaleStepTaken);
         let Some(records) = &self.records else { return };
-        let own_epoch = if stale { 0 } else { records.version(self.nodes[n].seen).epoch };
+        // These two fences would hide what is planted behind them.
+        let is_lifted = matches!(
+            self.options.planted,
+            Some(Planted::StaleStepTaken | Planted::ForgottenUnconfirmed)
+        );
+        let own_epoch = if is_lifted { 0 } else { records.version(self.nodes[n].seen).epoch };
         let Some(running) = &mut self.nodes[n].running else { return };
-        let own_term = if stale { 0 } else { running.step_term };
+        let own_term = if is_lifted { 0 } else { running.step_term };
         running.step_term = own_term.max(step.term);
         self.note(|| format!("node {} is to take {step:?}", n + 1));
         match self.begin_step(n, step, own_epoch, own_term) {

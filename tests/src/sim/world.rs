@@ -454,6 +454,7 @@ impl World {
             election_ticks: self.faults.election_ticks,
             entry_bytes: self.faults.entry_bytes,
             kept_log_bytes: self.faults.kept_log_bytes,
+            catch_up_bytes: self.faults.catch_up_bytes,
             cache_bytes: self.faults.cache_bytes,
             snapshot_every: 5,
             seed: Some(self.rng.random()),

@@ -283,11 +283,11 @@ fn first_to_go<'a>(v: &View<'a>) -> Option<&'a ReplicaFact> {
     v.departing().min_by_key(|r| order_of_leaving(v, r))
 }
 
-/// A voter whose node is down, beside the one that is to go: a move would make the group rest on
-/// fewer still.
+/// A voter whose node is down, beside those that are to go: a move would make the group rest on fewer
+/// still.
 fn away<'a>(v: &View<'a>) -> Option<&'a ReplicaFact> {
-    let gone = first_to_go(v).map(|r| r.replica_id);
-    v.voters().find(|r| Some(r.replica_id) != gone && !v.nodes.is_up(r.node_id))
+    let goes = |r: &ReplicaFact| v.departing().any(|d| d.replica_id == r.replica_id);
+    v.voters().find(|r| !goes(r) && !v.nodes.is_up(r.node_id))
 }
 
 fn order_of_leaving(v: &View<'_>, r: &ReplicaFact) -> (bool, bool, bool, bool, u64) {

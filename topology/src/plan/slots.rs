@@ -28,22 +28,24 @@ impl<'a> Slots<'a> {
         };
         for v in views {
             for r in v.replicas().filter(|r| v.is_incoming(r)) {
-                // One whose node has no room for it does not go on: others may have its slots, and it
-                // is offered its checkpoint again and again all the same.
-                if nodes.has_room(r.node_id, v.fact.bytes) {
-                    slots.add(v, r.node_id);
-                }
+                slots.add(v, r.node_id, nodes.has_room(r.node_id, v.fact.bytes));
             }
         }
         slots
     }
 
-    fn add(&mut self, v: &View<'_>, to: u64) {
+    /// One whose node seems to have no room does not go on, or is on its way and has taken that room:
+    /// its bytes and the node's slot count, but others may go on elsewhere. It is offered its checkpoint
+    /// again and again all the same.
+    fn add(&mut self, v: &View<'_>, to: u64, has_room: bool) {
         *self.by_node.entry(to).or_default() += 1;
+        *self.bytes.entry(to).or_default() += v.fact.bytes;
+        if !has_room {
+            return;
+        }
         if let Some(from) = v.source() {
             *self.by_node.entry(from.node_id).or_default() += 1;
         }
-        *self.bytes.entry(to).or_default() += v.fact.bytes;
         if v.reason() == Reason::Repair {
             self.repairs += 1;
         } else {
@@ -83,7 +85,7 @@ impl<'a> Slots<'a> {
                 ));
             }
         }
-        self.add(v, to);
+        self.add(v, to, true);
         Ok(())
     }
 }

@@ -203,7 +203,6 @@ fn health_of(leader: &LeaderReport, replica: u64) -> Health {
 mod tests {
     use super::*;
     use ringfold_proto::internal::{MetaReplica, ReportAnswer};
-    use std::collections::BTreeSet;
 
     /// Replica n on node n; replica 1 leads a group of three that has seen no other.
     fn observe(leads: LeaderReport, recorded: &[(u64, bool)]) -> PartitionFact {

@@ -25,8 +25,8 @@ use intent::Intent;
 use parking_lot::Mutex;
 use ringfold_proto::internal::{MetaCommand, MetaState, ReportAnswer, Step};
 use ringfold_proto::v1;
-use ringfold_topology::plan::{Limits, Plan};
-use std::collections::{BTreeSet, HashSet};
+use ringfold_topology::plan::{Limits, Plan, Reason, StepKind};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -43,6 +43,9 @@ const BUSY: Duration = Duration::from_millis(100);
 const LEAST: Duration = Duration::from_millis(20);
 /// How often the time in which this process runs is read.
 const READ_TIME: Duration = Duration::from_millis(200);
+/// A leadership that could not be moved is left alone for so many times as long as that took: writes
+/// wait while one tries.
+const STAYS: u32 = 10;
 /// Steps under way at once; each has an end of its own.
 pub const STEPS_MAX: usize = 32;
 
@@ -251,11 +254,20 @@ impl Rebalance {
     }
 }
 
+struct Ended {
+    partition: u32,
+    kind: StepKind,
+    began: Instant,
+    result: Result<(), String>,
+}
+
 /// What goes on between rounds.
 #[derive(Default)]
 struct Running {
-    steps: JoinSet<(u32, Result<(), String>)>,
+    steps: JoinSet<Ended>,
     partitions: HashSet<u32>,
+    /// By partition: until when its leadership stays.
+    stays: HashMap<u32, Instant>,
     intent: Intent,
     said: String,
 }
@@ -265,9 +277,13 @@ impl Running {
     fn collect(&mut self) {
         while let Some(ended) = self.steps.try_join_next() {
             match ended {
-                Ok((partition, result)) => {
+                Ok(Ended { partition, kind, began, result }) => {
                     self.partitions.remove(&partition);
                     if let Err(reason) = result {
+                        if matches!(kind, StepKind::TransferLeader { .. }) {
+                            let now = Instant::now();
+                            self.stays.insert(partition, now + (now - began) * STAYS);
+                        }
                         tracing::debug!(partition, reason, "step not taken, planned again");
                     }
                 }
@@ -283,8 +299,14 @@ impl Running {
     }
 
     fn start(&mut self, host: &Arc<dyn Host>, wake: &Arc<Notify>, o: &Observation, plan: Plan) {
+        let now = Instant::now();
+        self.stays.retain(|_, until| *until > now);
         for step in plan.steps {
             if self.steps.len() >= STEPS_MAX || self.partitions.contains(&step.partition) {
+                continue;
+            }
+            let stays = self.stays.contains_key(&step.partition);
+            if stays && step.reason == Reason::Leaders {
                 continue;
             }
             let Some(todo) = steps::Todo::new(o, &step) else { continue };
@@ -297,7 +319,7 @@ impl Running {
                 if result.is_ok() {
                     wake.notify_one();
                 }
-                (partition, result)
+                Ended { partition, kind: step.kind, began: now, result }
             });
         }
     }

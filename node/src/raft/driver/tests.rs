@@ -340,6 +340,28 @@ fn a_voter_is_a_learner_before_it_leaves() {
 }
 
 #[test]
+fn a_learner_forgets_a_leader_that_it_hears_no_more() {
+    let mut three = Three::led_by_first();
+    three.change(MembershipChange::Demote(ReplicaId(3))).unwrap();
+    let leader = |three: &Three| three.0[2].view.status.read().leader;
+    for _ in 0..40 {
+        let sent = three.tick();
+        three.deliver(sent);
+        assert_eq!(leader(&three), Some(NodeId(1)));
+    }
+    for _ in 0..40 {
+        let sent = three.tick();
+        three.deliver(sent.into_iter().filter(|(_, to, _)| to.0 != 3).collect());
+    }
+    assert_eq!(leader(&three), None);
+    for _ in 0..3 {
+        let sent = three.tick();
+        three.deliver(sent);
+    }
+    assert_eq!(leader(&three), Some(NodeId(1)));
+}
+
+#[test]
 fn a_replica_that_was_given_up_is_not_taken_in_by_its_leader() {
     let mut three = Three::led_by_first();
     let gone = ReplicaId(9);
@@ -400,4 +422,61 @@ fn members_that_say_nothing_are_silent_after_a_while() {
         three.deliver(sent.into_iter().filter(|(from, to, _)| from.0 != 3 && to.0 != 3).collect());
     }
     assert_eq!(three.0[0].driver.facts(GROUP).unwrap().silent, BTreeSet::from([3]));
+}
+
+/// What node 3 says to node 2.
+fn from_third(kind: MessageType, term: u64, change: impl FnOnce(&mut Message)) -> Sent {
+    let mut message = Message::default();
+    (message.from, message.to, message.term) = (3, 2, term);
+    message.set_msg_type(kind);
+    (message.index, message.log_term) = (1_000, term);
+    change(&mut message);
+    let bytes = message.encode_to_vec().into();
+    let peer = PeerMessage { group: GROUP, from: ReplicaId(3), to: ReplicaId(2), bytes };
+    vec![(NodeId(3), NodeId(2), peer)]
+}
+
+fn votes(sent: &Sent) -> usize {
+    let is_vote = |m: &Message| {
+        let kind = m.get_msg_type();
+        kind == MessageType::MsgRequestVoteResponse
+            || kind == MessageType::MsgRequestPreVoteResponse
+    };
+    sent.iter().filter(|(_, _, m)| is_vote(&Message::decode(&m.bytes[..]).unwrap())).count()
+}
+
+#[test]
+fn an_old_refusal_of_a_higher_term_does_not_make_a_follower_vote_within_the_lease() {
+    let promise_ms = DriverSettings::new(NodeId(2)).promise_ns() / 1_000_000;
+    assert!(promise_ms * 1_000_000 > DriverSettings::new(NodeId(2)).lease_ns());
+    for (waited_ms, expected) in [(0, 0), (promise_ms - 1, 0), (promise_ms, 1)] {
+        for kind in [MessageType::MsgRequestVote, MessageType::MsgRequestPreVote] {
+            let mut three = Three::led_by_first();
+            let term = three.0[1].driver.facts(GROUP).unwrap().term;
+            let heartbeats = three.read(1).1;
+            three.deliver(heartbeats);
+            three.0[1].ms += waited_ms;
+            let refusal = MessageType::MsgRequestPreVoteResponse;
+            let refusal = from_third(refusal, term + 1, |m| m.reject = true);
+            let request = from_third(kind, term + 2, |_| ());
+            let mut answers = 0;
+            for (from, _, m) in refusal.into_iter().chain(request) {
+                let round = three.0[1].step(vec![Input::Messages { from, messages: vec![m] }]);
+                answers += votes(&three.settle(1, round));
+            }
+            assert_eq!(answers, expected, "{kind:?} after {waited_ms} ms");
+        }
+    }
+}
+
+#[test]
+fn a_follower_votes_at_once_for_whom_its_leader_hands_over_to() {
+    let mut three = Three::led_by_first();
+    let term = three.0[1].driver.facts(GROUP).unwrap().term;
+    let request = from_third(MessageType::MsgRequestVote, term + 1, |m| {
+        m.context = CAMPAIGN_TRANSFER.to_vec();
+    });
+    let (from, _, m) = request.into_iter().next().unwrap();
+    let round = three.0[1].step(vec![Input::Messages { from, messages: vec![m] }]);
+    assert_eq!(votes(&three.settle(1, round)), 1);
 }
