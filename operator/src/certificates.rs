@@ -9,7 +9,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use ringfold_tls::{
-    Role,
+    Role, authorities_id,
     issue::{Authority, IssueError, Issued, Subject},
 };
 
@@ -38,7 +38,7 @@ impl Kept {
 
 /// Tells one authority from another.
 pub fn id(cert: &str) -> String {
-    blake3::hash(cert.as_bytes()).to_hex()[..16].to_owned()
+    authorities_id(cert.as_bytes())
 }
 
 /// The Secret that only the operator reads.

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, mpsc};
 use std::time::{Duration, Instant};
 
+use hyper_util::rt::TokioIo;
 use ringfold_proto::v1::cluster_client::ClusterClient;
 use ringfold_proto::v1::event_store_client::EventStoreClient;
 use ringfold_proto::v1::{
@@ -24,11 +25,13 @@ use ringfold_proto::v1::{
     TopologyRequest, TopologyResponse, TransferLeadersRequest, TransferLeadersResponse,
     UndrainRequest,
 };
+use ringfold_tls::{Protocol, Stream, Tls};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic_types::StatusExt;
 
+use crate::certificates::Certificates;
 use crate::failpoints::Failpoints;
 use crate::netns::Net;
 use crate::shim::{Loss, Shim, Survivors, library};
@@ -37,7 +40,8 @@ use crate::shim::{Loss, Shim, Survivors, library};
 pub const READY_MAX: Duration = Duration::from_secs(60);
 /// How long a node may take to stop after SIGTERM: 10 s, and some for a busy machine.
 pub const STOP_MAX: Duration = Duration::from_secs(20);
-const LOOPBACK: &str = "127.0.0.1";
+pub(crate) const LOOPBACK: &str = "127.0.0.1";
+const CONNECT_MAX: Duration = Duration::from_secs(1);
 pub(crate) const RPC_MAX: Duration = Duration::from_secs(5);
 /// Exit code of a node that was removed.
 pub(crate) const REMOVED_EXIT: i32 = 5;
@@ -240,6 +244,8 @@ pub struct Settings {
     pub gossip: bool,
     /// The nodes' failpoints can be armed: only where they [exist](crate::failpoints::EXIST).
     pub failpoints: bool,
+    /// Nodes and clients speak TLS.
+    pub tls: Option<Arc<Certificates>>,
 }
 
 impl Default for Settings {
@@ -254,6 +260,7 @@ impl Default for Settings {
             data_dirs: Vec::new(),
             gossip: true,
             failpoints: false,
+            tls: None,
         }
     }
 }
@@ -268,6 +275,7 @@ pub struct Node {
     child: Option<Child>,
     /// It is no member any more.
     pub is_removed: bool,
+    is_secure: bool,
     shim: Option<Shim>,
     store: EventStoreClient<Channel>,
     admin: ClusterClient<Channel>,
@@ -275,7 +283,7 @@ pub struct Node {
 
 impl Node {
     pub fn url(&self) -> String {
-        format!("http://{}:{}", self.host, self.client_port)
+        url(&self.host, self.client_port, self.is_secure)
     }
 
     /// Where its health and metrics are: on another address of loopback, so that no port is taken.
@@ -387,14 +395,29 @@ pub fn detail(status: &tonic::Status, field: &str) -> Option<String> {
 }
 
 pub fn channel(port: u16) -> Channel {
-    channel_to(LOOPBACK, port)
+    channel_to(LOOPBACK, port, None)
 }
 
-fn channel_to(host: &str, port: u16) -> Channel {
-    Endpoint::from_shared(format!("http://{host}:{port}"))
-        .unwrap()
-        .connect_timeout(Duration::from_secs(1))
-        .connect_lazy()
+/// With whatever certificate a test likes.
+pub fn channel_to(host: &str, port: u16, tls: Option<Tls>) -> Channel {
+    let endpoint = Endpoint::from_shared(url(host, port, tls.is_some())).unwrap();
+    let endpoint = endpoint.connect_timeout(CONNECT_MAX);
+    let Some(tls) = tls else { return endpoint.connect_lazy() };
+    let host = host.to_owned();
+    endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+        let (host, tls) = (host.clone(), tls.clone());
+        async move {
+            let opened = async {
+                let tcp = TcpStream::connect((host.as_str(), port)).await?;
+                Stream::opened(tcp, &host, Some(&tls), Protocol::Http2).await
+            };
+            tokio::time::timeout(CONNECT_MAX, opened).await?.map(TokioIo::new)
+        }
+    }))
+}
+
+fn url(host: &str, port: u16, is_secure: bool) -> String {
+    format!("http{}://{host}:{port}", if is_secure { "s" } else { "" })
 }
 
 pub fn store_client(channel: Channel) -> EventStoreClient<Channel> {
@@ -458,7 +481,8 @@ impl LocalCluster {
         fs::create_dir_all(&data_dir).unwrap();
         let shadow = root.join(format!("node{i}/shadow"));
         let host = settings.net.as_ref().map_or(LOOPBACK.into(), |net| net.host(i));
-        let channel = channel_to(&host, client_port);
+        let tls = settings.tls.as_ref().map(|c| c.admin.clone());
+        let channel = channel_to(&host, client_port, tls);
         self.nodes.push(Node {
             name: format!("node{i}"),
             host,
@@ -469,6 +493,7 @@ impl LocalCluster {
             shim: settings.shim.then(|| Shim::new(&data_dir, &shadow)),
             data_dir,
             is_removed: false,
+            is_secure: settings.tls.is_some(),
             store: store_client(channel.clone()),
             admin: ClusterClient::new(channel),
         });
@@ -506,6 +531,9 @@ impl LocalCluster {
         }
         if self.settings.gossip {
             command.env("RINGFOLD_NODE_GOSSIP_KEY", GOSSIP_KEY);
+        }
+        if let Some(certificates) = &self.settings.tls {
+            command.envs(certificates.env());
         }
         if let Some(shim) = &node.shim {
             shim.preload(&mut command, library(scratch()));

@@ -8,6 +8,7 @@
 //! | [`checker`] | what must hold of a history and the log read at its end |
 //! | [`model`] | correct histories out of a naive store, to prove the checker on |
 //! | [`cluster`] | nodes on loopback: start, kill, pause, restart |
+//! | [`certificates`] | a cluster's certificates, replaced as an operator would |
 //! | [`load`] | writers and readers that record a history |
 //! | [`shim`] | power loss: what was not synced is gone |
 //! | [`disk`] | small disks, damaged files |
@@ -20,6 +21,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // support for tests: a panic is a failed test
 
 pub mod ballast;
+pub mod certificates;
 pub mod checker;
 pub mod cluster;
 pub mod disk;

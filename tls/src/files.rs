@@ -1,5 +1,8 @@
 //! Certificate, key and authorities, from files.
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
@@ -48,6 +51,11 @@ pub(crate) struct Loaded {
     pub peer_client: Arc<ClientConfig>,
 }
 
+/// Tells authorities from others: the first 16 hexadecimal digits of the BLAKE3 of their PEM.
+pub fn authorities_id(pem: &[u8]) -> String {
+    blake3::hash(pem).to_hex()[..16].to_owned()
+}
+
 fn unusable(error: impl std::fmt::Display) -> TlsError {
     TlsError::Unusable(error.to_string())
 }
@@ -89,7 +97,7 @@ impl Pem {
         let client = |alpn: &[u8]| client(&provider, &roots, &chain, &key, alpn).map(Arc::new);
         Ok(Loaded {
             fingerprint: hasher.finalize(),
-            authorities: blake3::hash(ca).to_hex()[..16].to_owned(),
+            authorities: authorities_id(ca),
             http2_server: server(HTTP2)?,
             peer_server: server(PEER)?,
             http2_client: client(HTTP2)?,
@@ -101,7 +109,7 @@ impl Pem {
 const HTTP2: &[u8] = b"h2";
 const PEER: &[u8] = b"ringfold-peer";
 
-fn certificates(path: &PathBuf, content: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+fn certificates(path: &Path, content: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let error = |reason: String| TlsError::Pem {
         path: path.display().to_string(),
         expected: "certificates",

@@ -8,10 +8,10 @@ mod files;
 pub mod issue;
 mod role;
 mod stream;
-#[cfg(all(test, feature = "issue"))]
+#[cfg(test)]
 mod tests;
 
-pub use files::{Files, Pem, TlsError};
+pub use files::{Files, Pem, TlsError, authorities_id};
 pub use role::Role;
 pub use stream::Stream;
 

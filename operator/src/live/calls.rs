@@ -132,7 +132,7 @@ async fn write_everything(calls: &Calls) {
     let new = Sizing { replicas: 3, storage_size: "10Gi".into(), expected: None };
     let (fresh, there) = (client(calls, false), client(calls, true));
     let full = cluster(&json!({}));
-    let live = Live { client: &fresh, cluster: &full, image: "node:1" };
+    let live = Live { client: &fresh, cluster: &full, image: "node:1", trusted: &[] };
     observe(&fresh, &Plane::new(&full), &full).await.unwrap();
     live.apply(&new).await.unwrap();
     live.create_identity(None).await.unwrap();
@@ -147,7 +147,7 @@ async fn write_everything(calls: &Calls) {
         "pdb": {"enabled": false}, "networkPolicy": {"enabled": false},
         "serviceAccount": {"name": "mine"},
     }));
-    let live = Live { client: &there, cluster: &bare, image: "node:1" };
+    let live = Live { client: &there, cluster: &bare, image: "node:1", trusted: &[] };
     let sizing = Sizing { expected: Some(("u".into(), "1".into())), ..new };
     live.apply(&sizing).await.unwrap();
 }
