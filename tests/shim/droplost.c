@@ -8,7 +8,9 @@
  * gone, a file that was never synced is empty. Entries name inodes, so links, renames and removals
  * need no bookkeeping. After a kill -9 the tests rebuild the directory from the shadow.
  *
- * Writes are followed as ranges not yet synced, by inode, so that a sync copies only those.
+ * Writes are followed as ranges not yet synced, by inode, so that a sync copies only those. What a
+ * process before this one wrote is not known: the first sync of an older file copies all of it, as a
+ * sync makes durable whoever wrote it.
  * O_SYNC and O_DSYNC are not honoured (a write counts once it is synced by a call), which errs on the
  * side of losing more. While the file RINGFOLD_SHIM_FAIL exists, every sync fails with EIO.
  * With RINGFOLD_SHIM_VERIFY each sync compares the whole file with its shadow and aborts when a write
@@ -29,6 +31,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define FDS 65536
@@ -59,6 +62,7 @@ static struct file *files[BUCKETS];
 static pthread_mutex_t files_lock = PTHREAD_MUTEX_INITIALIZER;
 static char dir[PATH_MAX], shadow[PATH_MAX], fail_path[PATH_MAX];
 static size_t dir_len;
+static uint64_t start_ns;
 static int on, verify;
 
 static void die(const char *what) {
@@ -76,6 +80,9 @@ __attribute__((constructor)) static void start(void) {
   dir_len = strlen(dir);
   if (f) snprintf(fail_path, sizeof fail_path, "%s", f);
   verify = getenv("RINGFOLD_SHIM_VERIFY") != NULL;
+  struct timespec now;
+  if (clock_gettime(CLOCK_REALTIME, &now) != 0) die("clock_gettime");
+  start_ns = (uint64_t)now.tv_sec * 1000000000u + now.tv_nsec;
   on = 1;
 }
 
@@ -129,6 +136,7 @@ static struct file *file_of(int fd) {
       f->ino = st.stx_ino;
       f->birth_ns = b;
       f->least_size = -1;
+      f->whole = b < start_ns;
       pthread_mutex_init(&f->lock, NULL);
       f->next = *bucket;
       *bucket = f;

@@ -278,6 +278,14 @@ fn a_second_life_after_the_loss_is_followed_too() {
 }
 
 #[test]
+fn a_sync_counts_for_what_a_life_before_wrote() {
+    let bench = Bench::new("lives");
+    bench.run("open a write one sync syncdir . write two");
+    bench.run("append a write three sync write four");
+    assert_eq!(bench.after_loss(), [("a".into(), "onetwothree".into())].into());
+}
+
+#[test]
 fn what_was_lost_is_counted() {
     let bench = Bench::new("counted");
     bench.run("open a write one sync syncdir . write two open b write three sync");

@@ -155,6 +155,7 @@ impl EngineLog {
             Ok(Err(e)) => return Err(io(e.to_string())),
             Err(_) => return Err(io("it is damaged (raft-engine panicked, see above)".into())),
         };
+        sync_files(path).map_err(|e| io(e.to_string()))?;
         Ok(EngineLog { engine, path: path.to_owned() })
     }
 
@@ -166,6 +167,18 @@ impl EngineLog {
     pub fn used_bytes(&self) -> u64 {
         self.engine.get_used_size() as u64
     }
+}
+
+/// What a process wrote before it was killed may be in the kernel's memory only; whoever opened the log
+/// answers for it from now on. (`Engine::sync` of raft-engine 0.4 does nothing.)
+fn sync_files(folder: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            std::fs::File::open(entry.path())?.sync_all()?;
+        }
+    }
+    Ok(())
 }
 
 impl RaftLog for EngineLog {
