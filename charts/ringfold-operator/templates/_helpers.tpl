@@ -113,7 +113,7 @@ for it before an owner reference may hold its owner back (OwnerReferencesPermiss
   verbs: [list, watch, patch, delete]
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [get, create, patch]
+  verbs: [get, create, update, patch]
 - apiGroups: [""]
   resources: [configmaps, services]
   verbs: [get, create, patch]

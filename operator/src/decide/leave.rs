@@ -77,17 +77,36 @@ impl Look<'_> {
         act(action, doing(OperationType::ScaleIn, step, Some(ordinal), None))
     }
 
-    /// Members without a volume: the data plane makes their replicas anew elsewhere, and then they go.
+    /// Members without a volume, which nothing brings back: others get their replicas as soon as there
+    /// are enough of them, and then they go. The data plane by itself would wait for them first.
     pub(super) fn orphans(&self, view: &View) -> Step {
-        let begun = |m: &Member| m.state == MemberState::Draining || !view.is_draining();
-        let gone = |m: &Member| !m.reachable && m.replicas == 0 && begun(m);
-        let (node, member) = self.world.orphans(view, &self.cluster.name).find(|(_, m)| gone(m))?;
-        let step = format!("node {node} ({}) has lost its volume and holds nothing", member.name);
-        let doing = doing(OperationType::Replace, step, None, Some(node));
+        let ready = |node, m: &Member| match m.state {
+            MemberState::Draining => m.replicas == 0,
+            _ if view.is_draining() => false,
+            _ => m.replicas == 0 || self.others_suffice(view, node),
+        };
+        let mut orphans = self.world.orphans(view, &self.cluster.name);
+        let (node, member) = orphans.find(|(node, m)| !m.reachable && ready(*node, m))?;
+        let name = &member.name;
+        let doing = |step| doing(OperationType::Replace, step, None, Some(node));
         match member.state {
-            MemberState::Draining => act(Action::Remove(node), doing),
-            _ => act(Action::Drain(node), doing),
+            MemberState::Draining => {
+                let step = format!("node {node} ({name}) has lost its volume and holds nothing");
+                act(Action::Remove(node), doing(step))
+            }
+            _ => {
+                let step = format!("node {node} ({name}) has lost its volume, and is to drain");
+                act(Action::Drain(node), doing(step))
+            }
         }
+    }
+
+    /// Without that node there are as many active ones as replicas of a partition.
+    fn others_suffice(&self, view: &View, node: NodeId) -> bool {
+        let is_other = |(id, m): &(NodeId, &Member)| {
+            *id != node && m.state == MemberState::Active && m.reachable
+        };
+        view.living().filter(is_other).count() >= self.cluster.replication_factor as usize
     }
 
     /// Members that a person wants on an empty volume, or whose claim a person has deleted.
@@ -96,14 +115,21 @@ impl Look<'_> {
             self.world.claims.iter().rev().find(|(_, c)| c.replace || c.terminating)?;
         let node = claim.node_id?;
         let member = view.member(node)?;
-        if member.reachable {
+        if member.reachable && self.others_suffice(view, node) {
             return self.drain(view, *ordinal, node, member, OperationType::Replace);
         }
-        // Nobody can drain it. Where the others have everything, a new node takes its place, and the
-        // data plane makes its replicas anew.
+        // Nobody can drain it, or nobody else has room for its replicas. Where the others have everything,
+        // a new node takes its place, and gets its replicas.
         let name = self.pod(*ordinal);
-        let step = format!("{name} does not answer, and gets an empty volume");
+        let step = match member.reachable {
+            false => format!("{name} does not answer, and gets an empty volume"),
+            true => format!("{name} gets an empty volume"),
+        };
         let doing = doing(OperationType::Replace, step, Some(*ordinal), Some(node));
+        // It still has its replicas: the others must have all of them, not only enough.
+        if member.reachable && (view.under_replicated > 0 || view.is_draining()) {
+            return wait(doing);
+        }
         if !claim.terminating {
             let claim_name = claim_name(&self.cluster.name, *ordinal);
             let uid = claim.uid.clone();

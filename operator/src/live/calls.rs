@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    controller,
+    build, controller,
     lease::Election,
     metrics::Metrics,
     names,
@@ -131,7 +131,7 @@ fn answer(
 async fn write_everything(calls: &Calls) {
     let new = Sizing { replicas: 3, storage_size: "10Gi".into(), expected: None };
     let (fresh, there) = (client(calls, false), client(calls, true));
-    let full = cluster(&json!({}));
+    let full = cluster(&json!({"tls": {"mode": "Operator"}}));
     let live = Live { client: &fresh, cluster: &full, image: "node:1", trusted: &[] };
     observe(&fresh, &Plane::new(&full), &full).await.unwrap();
     live.apply(&new).await.unwrap();
@@ -142,6 +142,9 @@ async fn write_everything(calls: &Calls) {
     live.delete_claim("data-demo-0", "u").await.unwrap();
     live.resize_claim("data-demo-0", "u", "20Gi").await.unwrap();
     live.orphan_stateful_set("u").await.unwrap();
+    let certificate = build::secret(&full, "demo-node-tls".into(), [("tls.crt", "")]);
+    let live = Live { client: &there, cluster: &full, image: "node:1", trusted: &[] };
+    live.write(certificate.clone(), Some(&certificate)).await.unwrap();
     // What is switched off is deleted where it exists.
     let bare = cluster(&json!({
         "pdb": {"enabled": false}, "networkPolicy": {"enabled": false},

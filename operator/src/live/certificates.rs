@@ -187,7 +187,7 @@ impl Live<'_> {
         self.secrets().get_opt(name).await.map_err(failed)
     }
 
-    async fn write(
+    pub(super) async fn write(
         &self,
         mut secret: Secret,
         before: Option<&Secret>,

@@ -295,10 +295,6 @@ impl Sim {
         if !self.bootstrapped && reserved.is_some() && reserved != first {
             self.identity = None;
         }
-        // A drain needs somewhere to go.
-        if self.claims.values().any(|c| c.replace || c.terminating) {
-            self.spec.replicas = self.spec.replicas.max(self.spec.replication_factor + 1);
-        }
         self.note(format!("calm: {} replicas, {:?}", self.spec.replicas, self.template));
     }
 }

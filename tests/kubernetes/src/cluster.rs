@@ -1,8 +1,8 @@
 //! An EventStoreCluster in a test's namespace.
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use k8s_openapi::{
-    api::core::v1::{PersistentVolumeClaim, Pod},
+    api::core::v1::{PersistentVolumeClaim, Pod, Secret},
     apimachinery::pkg::apis::meta::v1::Condition,
 };
 use kube::{
@@ -10,10 +10,14 @@ use kube::{
     api::{ListParams, Patch, PatchParams, PostParams},
 };
 use ringfold_crds::EventStoreCluster;
-use ringfold_proto::v1::event_store_client::EventStoreClient;
-use ringfold_tests::{cluster::store_client, load::Store};
+use ringfold_crds::names::{CLIENT_PORT, certificate, host};
+use ringfold_tests::{
+    cluster::{channel_to, store_client},
+    load::Store,
+};
+use ringfold_tls::{Pem, Tls};
 use serde_json::{Value, json};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::{
     Space,
@@ -23,26 +27,8 @@ use crate::{
 /// Images are there, so this is the time of volumes, elections and moves on two busy cores.
 const SETTLE_MAX: Duration = Duration::from_secs(180);
 
-/// A channel that looks the name up anew whenever it connects.
-pub(crate) fn channel(url: &str) -> Channel {
-    Endpoint::from_shared(url.to_owned())
-        .expect("a URL")
-        .connect_timeout(Duration::from_secs(1))
-        .connect_lazy()
-}
-
-/// A node's API, for the loads of the other whole-system tests.
-pub fn store(url: &str) -> EventStoreClient<Channel> {
-    store_client(channel(url))
-}
-
-/// URLs of all pods of nodes in the namespace, ready or not.
-pub(crate) async fn node_urls(space: &Space) -> Vec<String> {
-    let labels = ListParams::default().labels("app.kubernetes.io/name=ringfold");
-    let Ok(pods) = space.api::<Pod>().list(&labels).await else { return Vec::new() };
-    let addresses = pods.into_iter().filter_map(|p| p.status?.pod_ip);
-    addresses.map(|ip| format!("http://{ip}:2600")).collect()
-}
+/// How often a cluster's certificates are read anew.
+const RELOAD_EVERY: Duration = Duration::from_secs(1);
 
 /// The condition of that type, where the status has it.
 pub fn condition<'a>(resource: &'a EventStoreCluster, kind: &str) -> Option<&'a Condition> {
@@ -52,6 +38,21 @@ pub fn condition<'a>(resource: &'a EventStoreCluster, kind: &str) -> Option<&'a 
 pub struct Cluster<'a> {
     pub space: &'a Space,
     pub name: String,
+    /// Nodes speak TLS.
+    is_secure: bool,
+    /// As an application of the namespace has them, once there are any.
+    tls: OnceLock<Tls>,
+}
+
+/// What a certificate's Secret shows to whoever is asked.
+pub async fn pem(space: &Space, secret: &str) -> Result<Pem, String> {
+    let found = space.api::<Secret>().get(secret).await.map_err(|e| e.to_string())?;
+    let data = found.data.unwrap_or_default();
+    let part = |key: &str| {
+        let part = data.get(key).map(|b| b.0.clone());
+        part.ok_or_else(|| format!("{secret} has no {key}"))
+    };
+    Ok(Pem { cert: part("tls.crt")?, key: part("tls.key")?, ca: part("ca.crt")? })
 }
 
 impl<'a> Cluster<'a> {
@@ -65,6 +66,7 @@ impl<'a> Cluster<'a> {
         for (key, value) in small.as_object().expect("an object") {
             spec.as_object_mut().expect("an object").entry(key).or_insert_with(|| value.clone());
         }
+        let is_secure = spec["tls"]["mode"] == "Operator";
         let resource = serde_json::from_value(json!({
             "apiVersion": "ringfold.dev/v1alpha1", "kind": "EventStoreCluster",
             "metadata": {"name": name}, "spec": spec,
@@ -72,7 +74,35 @@ impl<'a> Cluster<'a> {
         .expect("a resource");
         let api: Api<EventStoreCluster> = space.api();
         api.create(&PostParams::default(), &resource).await.expect("the resource is accepted");
-        Cluster { space, name: name.to_owned() }
+        Cluster { space, name: name.to_owned(), is_secure, tls: OnceLock::new() }
+    }
+
+    /// Certificates of an application, kept as new as those of one that mounts the Secret.
+    async fn certificates(&self) {
+        if !self.is_secure || self.tls.get().is_some() {
+            return;
+        }
+        let secret = certificate(&self.name, "client");
+        let first = eventually("the certificates are there", SETTLE_MAX, async || {
+            pem(self.space, &secret).await
+        });
+        let tls = Tls::from_pem(&secret, &first.await).expect("certificates");
+        let (kept, space) = (tls.clone(), self.space.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(RELOAD_EVERY).await;
+                if let Ok(pem) = pem(&space, &secret).await {
+                    let _ = kept.replace(&pem);
+                }
+            }
+        });
+        let _ = self.tls.set(tls);
+    }
+
+    /// A pod's API with other certificates, or without any.
+    pub fn channel(&self, ordinal: u32, tls: Option<Tls>) -> Channel {
+        let pod = format!("{}-{ordinal}", self.name);
+        channel_to(&host(&self.name, &self.space.name, &pod), CLIENT_PORT, tls)
     }
 
     pub async fn get(&self) -> EventStoreCluster {
@@ -98,7 +128,7 @@ impl<'a> Cluster<'a> {
     /// way any more.
     pub async fn wait_at_rest(&self, replicas: i32) -> EventStoreCluster {
         let what = format!("{} is at rest with {replicas} nodes", self.name);
-        eventually(&what, SETTLE_MAX, async || {
+        let now = eventually(&what, SETTLE_MAX, async || {
             let now = self.get().await;
             let is = |kind: &str, status: &str| {
                 condition(&now, kind).is_some_and(|c| {
@@ -113,8 +143,10 @@ impl<'a> Cluster<'a> {
                 && status.replicas == replicas
                 && status.members.len() == replicas as usize;
             rests.then_some(now).ok_or_else(|| serde_json::to_string(&status).unwrap_or_default())
-        })
-        .await
+        });
+        let now = now.await;
+        self.certificates().await;
+        now
     }
 
     /// Names of the pods that exist, in order.
@@ -170,10 +202,12 @@ impl<'a> Cluster<'a> {
     }
 
     /// The APIs of pods `0..count`, by the names that they have for each other.
+    ///
+    /// # Panics
+    /// Before a cluster that speaks TLS was at rest.
     pub fn stores(&self, count: u32) -> Vec<Store> {
-        let (name, namespace) = (&self.name, &self.space.name);
-        (0..count)
-            .map(|i| store(&format!("http://{name}-{i}.{name}-nodes.{namespace}.svc:2600")))
-            .collect()
+        let tls = self.tls.get().cloned();
+        assert!(tls.is_some() || !self.is_secure, "wait until it is at rest");
+        (0..count).map(|i| store_client(self.channel(i, tls.clone()))).collect()
     }
 }

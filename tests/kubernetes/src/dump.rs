@@ -1,13 +1,14 @@
 //! What a failed test leaves to look at.
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
+use kube::{ResourceExt as _, api::ListParams};
+use ringfold_crds::names::{CLIENT_PORT, certificate, host};
 use ringfold_proto::v1::{TopologyRequest, cluster_client::ClusterClient};
+use ringfold_tests::cluster::channel_to;
+use ringfold_tls::Tls;
 
-use crate::{
-    Space,
-    cluster::{channel, node_urls},
-    tools::run,
-};
+use crate::{Space, cluster::pem, tools::run};
 
 const LINES_MAX: &str = "--tail=60";
 
@@ -24,13 +25,25 @@ pub async fn namespace(space: &Space) {
         show(&["logs", "-n", name, pod, "--all-containers", LINES_MAX]);
         show(&["logs", "-n", name, pod, "--all-containers", "--previous", LINES_MAX]);
     }
-    for url in node_urls(space).await {
-        let mut client = ClusterClient::new(channel(&url));
+    sees(space).await;
+}
+
+/// What the first node that answers says of its cluster.
+async fn sees(space: &Space) {
+    let labels = ListParams::default().labels("app.kubernetes.io/name=ringfold");
+    let Ok(pods) = space.api::<Pod>().list(&labels).await else { return };
+    for pod in pods {
+        let name = pod.name_any();
+        let Some((cluster, _)) = name.rsplit_once('-') else { continue };
+        let tls = pem(space, &certificate(cluster, "admin")).await.ok();
+        let tls = tls.and_then(|pem| Tls::from_pem("admin", &pem).ok());
+        let host = host(cluster, &space.name, &name);
+        let mut client = ClusterClient::new(channel_to(&host, CLIENT_PORT, tls));
         let ask = client.topology(TopologyRequest::default());
         match tokio::time::timeout(Duration::from_secs(3), ask).await {
-            Ok(Ok(topology)) => return eprintln!("--- {url} sees {:#?}", topology.into_inner()),
-            Ok(Err(status)) => eprintln!("--- {url}: {status}"),
-            Err(_) => eprintln!("--- {url}: no answer"),
+            Ok(Ok(topology)) => return eprintln!("--- {name} sees {:#?}", topology.into_inner()),
+            Ok(Err(status)) => eprintln!("--- {name}: {status}"),
+            Err(_) => eprintln!("--- {name}: no answer"),
         }
     }
 }

@@ -19,7 +19,7 @@ mod space;
 mod tools;
 mod work;
 
-pub use cluster::{Cluster, condition, store};
+pub use cluster::{Cluster, condition, pem};
 pub use operator::Operator;
 pub use process::MortalOperator;
 pub use space::{Space, kubernetes};

@@ -14,6 +14,7 @@ use kube::{
 use crate::{dump, tools::eventually};
 
 /// The namespace of one test, and a client.
+#[derive(Clone)]
 pub struct Space {
     pub client: Client,
     pub name: String,
