@@ -23,7 +23,9 @@ pub use cluster::{Cluster, condition, pem};
 pub use operator::Operator;
 pub use process::MortalOperator;
 pub use space::{Space, kubernetes};
-pub use tools::{eventually, helm, image, kubectl, kubectl_fails, kubectl_with, power};
+pub use tools::{
+    HungApiServer, eventually, helm, image, kubectl, kubectl_fails, kubectl_with, power,
+};
 pub use work::Work;
 
 /// Says that a test is left out, past the test runner, which keeps to itself what passing tests print.

@@ -17,24 +17,24 @@ impl<'a> Operator<'a> {
     /// Installs the chart as `ringfold-operator`, with rights in the test's namespace and no others: its
     /// definition is there already. Returns once both replicas are ready.
     pub async fn install(space: &'a Space) -> Operator<'a> {
-        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../charts/ringfold-operator");
-        let image = |of: &str| {
-            let (registry, name, tag) = image_parts(of);
-            json!({"registry": registry, "repository": name, "tag": tag})
-        };
-        let values: Value = json!({
-            "watchNamespaces": [space.name],
-            "crds": {"enabled": false},
-            "image": image("operator"),
-            "nodeImage": image("node"),
-            "resources": {"requests": {"cpu": "20m"}},
-        });
-        let (chart, values) = (chart.to_string_lossy(), values.to_string());
+        let values = values(space).to_string();
+        let chart = chart();
         let install = ["install", "ringfold-operator", &chart, "-n", &space.name, "--values", "-"];
         helm(&install, &values);
         let operator = Operator { space };
         operator.wait_ready().await;
         operator
+    }
+
+    /// Upgrades the release: with further arguments for Helm, and other values.
+    pub fn upgrade(&self, args: &[&str], changes: Value) {
+        let mut values = values(self.space);
+        for (key, value) in changes.as_object().expect("an object") {
+            values[key] = value.clone();
+        }
+        let (chart, name) = (chart(), &self.space.name);
+        let upgrade = ["upgrade", "ringfold-operator", &chart, "-n", name, "--values", "-"];
+        helm(&[&upgrade[..], args].concat(), &values.to_string());
     }
 
     /// Waits until both replicas are ready.
@@ -46,4 +46,23 @@ impl<'a> Operator<'a> {
         })
         .await;
     }
+}
+
+fn chart() -> String {
+    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../charts/ringfold-operator");
+    chart.to_string_lossy().into_owned()
+}
+
+fn values(space: &Space) -> Value {
+    let image = |of: &str| {
+        let (registry, name, tag) = image_parts(of);
+        json!({"registry": registry, "repository": name, "tag": tag})
+    };
+    json!({
+        "watchNamespaces": [space.name],
+        "crds": {"enabled": false},
+        "image": image("operator"),
+        "nodeImage": image("node"),
+        "resources": {"requests": {"cpu": "20m"}},
+    })
 }

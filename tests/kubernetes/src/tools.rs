@@ -74,6 +74,29 @@ pub fn power(node: &str, on: bool) {
     succeeded(script, &args, call(script, &args, ""));
 }
 
+/// The API server hangs until this is dropped.
+pub struct HungApiServer(());
+
+impl HungApiServer {
+    /// # Panics
+    /// When that fails.
+    pub fn begin() -> HungApiServer {
+        api_server("stop");
+        HungApiServer(())
+    }
+}
+
+impl Drop for HungApiServer {
+    fn drop(&mut self) {
+        api_server("start");
+    }
+}
+
+fn api_server(what: &str) {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster");
+    succeeded(script, &["api", what], call(script, &["api", what], ""));
+}
+
 /// The image of `node`, `operator` or `cli`.
 pub fn image(of: &str) -> String {
     let (registry, name, tag) = image_parts(of);

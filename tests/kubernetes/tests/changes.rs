@@ -80,27 +80,31 @@ fn a_pod_that_is_killed_comes_back_with_its_volume_and_clients_go_on() {
 }
 
 #[test]
-fn a_node_that_a_person_asks_to_replace_is_drained_and_comes_back_as_a_new_one() {
+fn an_upgrade_during_a_scale_out_and_a_scale_in_during_an_upgrade_come_to_rest() {
     kubernetes(async |space| {
         let _operator = Operator::install(space).await;
-        // One more than replicas: with three the drain is refused, and the status says so.
-        let cluster = Cluster::create(space, "demo", json!({"partitions": 8, "replicas": 4})).await;
-        let whole = cluster.wait_at_rest(4).await;
-        let members = whole.status.unwrap().members;
-        let member = members.iter().find(|m| m.pod.as_deref() == Some("demo-1")).unwrap();
-        let work = Work::start(&cluster, 3, 24);
+        let cluster = Cluster::create(space, "demo", json!({"partitions": 8})).await;
+        cluster.wait_at_rest(3).await;
+        let work = Work::start(&cluster, 3, 29);
         work.goes_on().await;
-        let claims: Api<PersistentVolumeClaim> = space.api();
-        let before = claims.get("data-demo-1").await.unwrap().uid();
-        let mark = format!("ringfold.dev/replace={}", member.node_id);
-        kubectl(&["annotate", "pvc/data-demo-1", &mark, "-n", &space.name]);
-        eventually("the claim is a new one", Duration::from_secs(120), async || {
-            let now = claims.get("data-demo-1").await.map_err(|e| e.to_string())?.uid();
-            (now != before).then_some(()).ok_or_else(|| format!("{now:?}"))
+        let before = cluster.pod_uids().await;
+        cluster.scale(4);
+        cluster.change(json!({"config": {"read_threads": "3"}})).await;
+        cluster.wait_at_rest(4).await;
+        assert!(cluster.pod_uids().await.iter().all(|uid| !before.contains(uid)));
+        work.goes_on().await;
+
+        let before = cluster.pod_uids().await;
+        cluster.change(json!({"config": {"read_threads": "2"}})).await;
+        eventually("the first node restarts", Duration::from_secs(120), async || {
+            let now = cluster.pod_uids().await;
+            let same = now == before;
+            (!same).then_some(()).ok_or_else(|| "not yet".to_owned())
         })
         .await;
-        let now = cluster.wait_at_rest(4).await.status.unwrap().members;
-        assert!(now.iter().all(|m| m.node_id != member.node_id), "{now:?}");
+        cluster.scale(3);
+        cluster.wait_at_rest(3).await;
+        assert!(cluster.pod_uids().await.iter().all(|uid| !before.contains(uid)));
         work.goes_on().await;
         work.stop().await.judge(&cluster, 3).await;
     });
