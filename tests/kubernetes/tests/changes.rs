@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _, api::DeleteParams};
 use ringfold_tests_kubernetes::{
-    Cluster, Operator, Work, condition, eventually, image, kubectl, kubernetes,
+    Cluster, Operator, Work, condition, eventually, image, kubernetes,
 };
 use serde_json::json;
 

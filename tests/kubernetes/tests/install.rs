@@ -36,7 +36,8 @@ fn an_upgraded_chart_updates_the_definition_and_an_uninstalled_one_leaves_it_and
         let expected = description(&mut older);
         api.replace(DEFINITION, &PostParams::default(), &older).await.unwrap();
         // From a release without the definition to one that has it.
-        let args = ["--take-ownership", "--wait", "--timeout=120s"];
+        // Until now the tests themselves had applied it.
+        let args = ["--take-ownership", "--force-conflicts", "--wait", "--timeout=120s"];
         operator.upgrade(&args, json!({"crds": {"enabled": true}, "logLevel": "debug"}));
         assert_eq!(description(&mut api.get(DEFINITION).await.unwrap()), expected);
         cluster.wait_at_rest(3).await;
