@@ -511,8 +511,9 @@ impl LocalCluster {
     /// The command that starts node `i`.
     pub fn command(&self, i: usize) -> Command {
         let node = &self.nodes[i];
-        let seeds: Vec<String> =
-            self.nodes.iter().map(|n| format!("{}:{}", n.host, n.peer_port)).collect();
+        // Of those that were removed nobody answers, and seeds have a limit.
+        let seeds = self.nodes.iter().filter(|n| !n.is_removed);
+        let seeds: Vec<String> = seeds.map(|n| format!("{}:{}", n.host, n.peer_port)).collect();
         let mut command = Command::new(binary("ringfold-node", "RINGFOLD_NODE_BIN"));
         command
             .arg("--data-dir")
