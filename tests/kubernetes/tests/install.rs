@@ -28,10 +28,8 @@ fn an_upgraded_chart_updates_the_definition_and_an_uninstalled_one_leaves_it_and
         let mut older = api.get(DEFINITION).await.unwrap();
         let description = |crd: &mut CustomResourceDefinition| {
             let schema = crd.spec.versions[0].schema.as_mut().unwrap();
-            std::mem::replace(
-                &mut schema.open_api_v3_schema.as_mut().unwrap().description,
-                Some("As it was before.".into()),
-            )
+            let text = &mut schema.open_api_v3_schema.as_mut().unwrap().description;
+            text.replace("As it was before.".into())
         };
         let expected = description(&mut older);
         api.replace(DEFINITION, &PostParams::default(), &older).await.unwrap();
