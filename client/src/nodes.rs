@@ -306,7 +306,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_endpoint_that_is_no_url_is_refused_by_name() {
-        for bad in ["", "127.0.0.1:2600", "https://x:1", "http://", "ftp://a"] {
+        let Err(e) = Node::open("https://x:1", &config()) else { panic!("it was taken") };
+        assert!(e.to_string().contains("needs TLS"), "{e}");
+        for bad in ["", "127.0.0.1:2600", "http://", "ftp://a"] {
             let Err(e) = Node::open(bad, &config()) else {
                 panic!("{bad} was taken");
             };
