@@ -42,6 +42,8 @@ pub struct Client {
 }
 
 struct Inner {
+    /// Reads the certificates anew, for as long as there is a client.
+    _certificates: tokio::task::JoinSet<()>,
     config: ClientConfig,
     map: ArcSwap<Map>,
     started: Instant,
@@ -111,9 +113,14 @@ impl Client {
                 nodes.push(node);
             }
         }
+        let mut certificates = tokio::task::JoinSet::new();
+        if let Some(tls) = config.tls.clone() {
+            certificates.spawn(tls.watch());
+        }
         let client = Client {
             if_epoch: 0,
             inner: Arc::new(Inner {
+                _certificates: certificates,
                 map: ArcSwap::from_pointee(Map::new(nodes.clone())),
                 config,
                 started: Instant::now(),

@@ -18,7 +18,7 @@ pub struct ClientConfig {
     pub channels_per_node: usize,
     /// How connections to the nodes' URLs are opened; `None`: by TCP.
     pub connector: Option<Connector>,
-    /// Certificates for nodes whose URLs begin with https.
+    /// Certificates for nodes whose URLs begin with https. A client reads their files anew as they change.
     pub tls: Option<Tls>,
     pub retry: RetryConfig,
     /// Sends the last position that this client saw along with each append, so that what it appends

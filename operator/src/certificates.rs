@@ -166,6 +166,8 @@ pub fn changed(
         Change::AddNext => {
             after.next = Some(authority(cluster, now_unix_s)?);
             after.replace = false;
+            // Asked for too late for the one before the last.
+            after.drop_previous = false;
         }
         Change::SwitchToNext => {
             let Some(next) = after.next.take() else { return Ok(None) };

@@ -217,6 +217,7 @@ impl Look<'_> {
         self.resume(view)
             .or_else(|| self.stale_claims(view))
             .or_else(|| self.undrain(view))
+            .or_else(|| self.grow_volumes())
             .or_else(|| self.orphans(view))
             .or_else(|| self.finish_leaving(view))
             .or_else(|| self.replace(view))

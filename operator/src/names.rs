@@ -1,6 +1,8 @@
 //! Names of objects, labels and annotations.
 pub use ringfold_crds::names::{NODE_ID, REPLACE, nodes_service as nodes};
 
+/// Of annotations.
+pub const DOMAIN: &str = "ringfold.dev/";
 /// The one field manager of everything that the operator applies.
 pub const FIELD_MANAGER: &str = "ringfold-operator";
 /// Labels that never change: selectors and watches rest on them.

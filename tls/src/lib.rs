@@ -40,6 +40,8 @@ pub struct Tls(Arc<Shared>);
 
 struct Shared {
     files: Files,
+    /// Not of files but of what was read already.
+    is_given: bool,
     now: ArcSwap<files::Loaded>,
 }
 
@@ -56,7 +58,7 @@ impl Tls {
     /// When one of them cannot be read, or they do not belong together.
     pub fn open(files: Files) -> Result<Tls, TlsError> {
         let now = ArcSwap::from_pointee(files.load()?);
-        Ok(Tls(Arc::new(Shared { files, now })))
+        Ok(Tls(Arc::new(Shared { files, is_given: false, now })))
     }
 
     /// Of what was read already. `name`: what errors call it.
@@ -67,7 +69,7 @@ impl Tls {
         let part = |part: &str| format!("{part} of {name}").into();
         let files = Files { cert: part("tls.crt"), key: part("tls.key"), ca: part("ca.crt") };
         let now = ArcSwap::from_pointee(pem.load(&files)?);
-        Ok(Tls(Arc::new(Shared { files, now })))
+        Ok(Tls(Arc::new(Shared { files, is_given: true, now })))
     }
 
     /// Takes others in place of those before; true: they are others.
@@ -94,8 +96,11 @@ impl Tls {
         Ok(changed)
     }
 
-    /// Reloads as the files change. Never ends.
+    /// Reloads as the files change. Ends at once where there are none, and else never.
     pub async fn watch(self) {
+        if self.0.is_given {
+            return;
+        }
         let mut failed = false;
         loop {
             tokio::time::sleep(RELOAD_EVERY).await;

@@ -83,6 +83,8 @@ impl Look<'_> {
         let ready = |node, m: &Member| match m.state {
             MemberState::Draining => m.replicas == 0,
             _ if view.is_draining() => false,
+            // With one copy nobody has what it held.
+            _ if self.cluster.replication_factor == 1 => m.replicas == 0,
             _ => m.replicas == 0 || self.others_suffice(view, node),
         };
         let mut orphans = self.world.orphans(view, &self.cluster.name);

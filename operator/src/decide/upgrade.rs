@@ -90,8 +90,8 @@ impl Look<'_> {
         act(action, doing(step, Some(*ordinal)))
     }
 
-    /// Volumes grow; the StatefulSet's template follows once all of them have.
-    pub(super) fn resize(&self) -> Step {
+    /// Volumes grow before all else: a drain that was refused may wait for the room.
+    pub(super) fn grow_volumes(&self) -> Step {
         let size = &self.cluster.storage_size;
         let doing = |step: String, ordinal| doing(OperationType::Resize, step, ordinal, None);
         for (ordinal, claim) in self.world.claims.range(..self.size) {
@@ -105,6 +105,12 @@ impl Look<'_> {
                 );
             }
         }
+        None
+    }
+
+    /// The StatefulSet's template follows once all volumes have grown.
+    pub(super) fn resize(&self) -> Step {
+        let size = &self.cluster.storage_size;
         let set = self.world.stateful_set.as_ref()?;
         let same = crate::quantity::same(&set.storage_size, size);
         (!same).then(|| {
@@ -112,7 +118,7 @@ impl Look<'_> {
                 format!("the StatefulSet is made anew around its pods for volumes of {size}");
             (
                 Some(Action::OrphanStatefulSet { uid: set.uid.clone() }),
-                Some(doing(step, None)),
+                Some(doing(OperationType::Resize, step, None, None)),
                 None,
             )
         })

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt as _, api::PostParams};
 use ringfold_crds::names::certificate;
-use ringfold_tls::{Pem, Role, issue::Issued};
+use ringfold_tls::{Pem, Role, Tls, issue::Issued};
 
 use super::{Live, kubernetes::failed};
 use crate::{
@@ -92,7 +92,9 @@ fn authorities_secret(cluster: &Cluster, a: &Authorities) -> Secret {
     secret
 }
 
+/// `None` also where its parts are of no use to whoever reads them: it is issued anew then.
 fn leaf(secret: &Secret) -> Option<Leaf> {
+    Tls::from_pem("a certificate's Secret", &pem(secret)?).ok()?;
     Some(Leaf {
         issuer: secret.annotations().get(names::ISSUER)?.clone(),
         not_after_unix_s: number(secret, names::NOT_AFTER)?,
@@ -116,6 +118,19 @@ fn leaf_secret(cluster: &Cluster, role: Role, issued: &Issued, ca: &str, leaf: &
         .into(),
     );
     secret
+}
+
+/// Labels and annotations that others have added stay.
+fn keep_foreign(secret: &mut Secret, before: &Secret) {
+    let own = |name: &str| name.starts_with(names::DOMAIN);
+    for (name, value) in before.annotations() {
+        if !own(name) {
+            secret.annotations_mut().entry(name.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    for (name, value) in before.labels() {
+        secret.labels_mut().entry(name.clone()).or_insert_with(|| value.clone());
+    }
 }
 
 impl Live<'_> {
@@ -184,7 +199,7 @@ impl Live<'_> {
     }
 
     async fn read(&self, name: &str) -> Result<Option<Secret>, KubernetesError> {
-        self.secrets().get_opt(name).await.map_err(failed)
+        self.ours::<Secret>(name).await
     }
 
     pub(super) async fn write(
@@ -201,6 +216,7 @@ impl Live<'_> {
             Some(before) => {
                 secret.metadata.uid = before.uid();
                 secret.metadata.resource_version = before.resource_version();
+                keep_foreign(&mut secret, before);
                 // A Secret's type cannot change.
                 secret.type_ = before.type_.clone();
                 self.secrets().replace(&secret.name_any(), &params, &secret).await

@@ -62,7 +62,7 @@ fn hash(built: &Value) -> String {
 }
 
 /// An object of the cluster's namespace.
-trait Owned:
+pub(super) trait Owned:
     Resource<DynamicType = (), Scope = NamespaceResourceScope>
     + Clone
     + Debug
@@ -85,7 +85,7 @@ impl Live<'_> {
     }
 
     /// The object of that name, which is the operator's or is not there.
-    async fn ours<K: Owned>(&self, name: &str) -> Result<Option<K>, KubernetesError> {
+    pub(super) async fn ours<K: Owned>(&self, name: &str) -> Result<Option<K>, KubernetesError> {
         let found = self.api::<K>().get_opt(name).await.map_err(failed)?;
         let Some(object) = found else { return Ok(None) };
         if object.labels().get(names::MANAGED_BY_LABEL).is_some_and(|m| m == names::FIELD_MANAGER) {

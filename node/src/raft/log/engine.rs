@@ -178,7 +178,8 @@ fn sync_files(folder: &Path) -> std::io::Result<()> {
             std::fs::File::open(entry.path())?.sync_all()?;
         }
     }
-    Ok(())
+    // It makes a new file's name durable only after it has begun to write it.
+    std::fs::File::open(folder)?.sync_all()
 }
 
 impl RaftLog for EngineLog {
