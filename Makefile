@@ -35,13 +35,19 @@ run: ## start three nodes, load and check REPO's git history, keep serving until
 demo: ## the same, but end with the check's exit code
 	@sh scripts/run.sh check
 
-test: ## formatting, clippy with warnings denied, and every test but those on Kubernetes
+test: ## formatting, clippy with warnings denied, and every test; as root on Linux also those on Kubernetes
 	@$(READY); \
-	$(SAY) '1/4 formatting'; cargo fmt --all -- --check || die 'not formatted: run `make fmt`'; \
-	$(SAY) '2/4 clippy'; cargo clippy --locked --workspace --all-targets -- -D warnings; \
-	$(SAY) '3/4 the binaries that whole-system tests start'; cargo build --locked --workspace --bins; \
-	$(SAY) 'LEFT OUT for now: tests on Kubernetes. They are a target of their own: sudo make test-kubernetes'; \
-	$(SAY) '4/4 tests'; cargo test --locked --workspace --exclude ringfold-tests-kubernetes --no-fail-fast
+	$(SAY) '1/5 formatting'; cargo fmt --all -- --check || die 'not formatted: run `make fmt`'; \
+	$(SAY) '2/5 clippy'; cargo clippy --locked --workspace --all-targets -- -D warnings; \
+	$(SAY) '3/5 the binaries that whole-system tests start'; cargo build --locked --workspace --bins; \
+	failed=; \
+	$(SAY) '4/5 tests'; cargo test --locked --workspace --exclude ringfold-tests-kubernetes --no-fail-fast || failed="$$failed tests"; \
+	if [ "$$(uname -s)" = Linux ] && [ "$$(id -u)" = 0 ]; then \
+	  $(SAY) '5/5 tests on Kubernetes'; tests/kubernetes/run || failed="$$failed tests-on-Kubernetes"; \
+	else \
+	  $(SAY) '5/5 LEFT OUT: tests on Kubernetes, which need root on Linux: sudo make test-kubernetes'; \
+	fi; \
+	[ -z "$$failed" ] || die "failed:$$failed (see above)"
 
 test-kubernetes: ## tests on a real Kubernetes of three nodes that it brings up; TEST=part of a name
 	@tests/kubernetes/run $(TEST)
