@@ -16,7 +16,7 @@ READY := set -eu; . scripts/env.sh; need_all
 SAY = printf '\nringfold: %s\n' >&2
 
 .DEFAULT_GOAL := help
-.PHONY: help build run demo test test-kubernetes test-long test-more fmt lint bench clean-cache
+.PHONY: help build run demo test test-kubernetes test-long test-more fmt lint bench bench-kubernetes clean-cache
 # The recipes share one cargo cache.
 .NOTPARALLEL:
 
@@ -52,9 +52,14 @@ test: ## formatting, clippy with warnings denied, and every test; as root on Lin
 test-kubernetes: ## tests on a real Kubernetes of three nodes that it brings up; TEST=part of a name
 	@tests/kubernetes/run $(TEST)
 
-test-long: ## random faults for RINGFOLD_LONG_MINUTES (60), writes its row into docs/reliability.md
+test-long: ## random faults for RINGFOLD_LONG_MINUTES (60), whose row it writes into docs/reliability.md; a Kubernetes at rest
 	@$(READY); cargo build --locked --release -p ringfold-node --bins; \
-	RINGFOLD_LONG_MINUTES=$${RINGFOLD_LONG_MINUTES:-60} cargo test --locked --release -p ringfold-tests --test long -- --nocapture --test-threads 1
+	RINGFOLD_LONG_MINUTES=$${RINGFOLD_LONG_MINUTES:-60} cargo test --locked --release -p ringfold-tests --test long -- --nocapture --test-threads 1; \
+	if [ "$$(uname -s)" = Linux ] && [ "$$(id -u)" = 0 ]; then \
+	  $(SAY) 'ten minutes at rest on Kubernetes'; RINGFOLD_IDLE_MINUTES=10 tests/kubernetes/run at_rest_nothing_is_written_but_the_lease; \
+	else \
+	  $(SAY) 'LEFT OUT: ten minutes at rest on Kubernetes, which need root on Linux'; \
+	fi
 
 test-more: ## every test, with many more seeds and longer loads (docs/reliability.md)
 	@$(READY); cargo build --locked --release --workspace --bins; \
@@ -69,6 +74,9 @@ lint: ## formatting and clippy, changing nothing
 bench: ## the figures of docs/performance.md, as ratios against peers in the same run
 	@$(READY); cargo build --locked --release -p ringfold-node -p ringfold-cli -p ringfold-bench --bins; \
 	"$$CARGO_TARGET_DIR/release/ringfold-bench" all --dir "$$RINGFOLD_CACHE"
+
+bench-kubernetes: ## times of apply and scale, and what clients see meanwhile; as root on Linux
+	@tests/kubernetes/run --figures
 
 clean-cache: ## remove everything that builds have cached, RocksDB included
 	@. scripts/env.sh; say "emptying $$RINGFOLD_CACHE"; \

@@ -10,6 +10,7 @@ use std::{
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use tokio::sync::watch;
 
 use crate::cpu;
 
@@ -28,6 +29,9 @@ pub struct LoadArgs {
     /// Processes whose processor time is counted with the load (the servers)
     #[arg(long, value_delimiter = ',')]
     pub pids: Vec<u32>,
+    /// Ends the load once it is true or its sender is gone, where that is before `seconds` are over.
+    #[arg(skip)]
+    pub end: Option<watch::Receiver<bool>>,
 }
 
 impl LoadArgs {
@@ -37,6 +41,19 @@ impl LoadArgs {
             seconds,
             warmup_seconds: (seconds / 5.0).min(1.0),
             pids: pids.to_vec(),
+            end: None,
+        }
+    }
+
+    /// Returns when the load's time is over.
+    async fn over(&self) {
+        let time = tokio::time::sleep(Duration::from_secs_f64(self.seconds));
+        match self.end.clone() {
+            None => time.await,
+            Some(mut end) => tokio::select! {
+                () = time => {}
+                _ = end.wait_for(|over| *over) => {}
+            },
         }
     }
 }
@@ -241,7 +258,7 @@ where
     tokio::time::sleep(Duration::from_secs_f64(args.warmup_seconds)).await;
     let meter = Meter::start(&args.pids);
     phase.set(MEASURING);
-    tokio::time::sleep(Duration::from_secs_f64(args.seconds)).await;
+    args.over().await;
     phase.set(ENDED);
     let spent = meter.spent(&args.pids);
     let mut all = Samples::new(&phase);
@@ -333,6 +350,25 @@ mod tests {
         assert!(r.max_us.abs_diff(5_000) < 10);
         assert_eq!(r.client_cpu_us_per_call, 2_000.0);
         assert_eq!(r.server_cpu_us_per_call, Some(4_000.0));
+    }
+
+    #[tokio::test]
+    async fn a_load_ends_when_it_is_told_to() {
+        let (end, told) = watch::channel(false);
+        let args =
+            LoadArgs { end: Some(told), warmup_seconds: 0.0, ..LoadArgs::new(1, 3_600.0, &[]) };
+        let load = calls("sleep", &args, |_| {
+            || async {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                Ok(1)
+            }
+        });
+        let told = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            end.send_replace(true);
+        };
+        let (report, ()) = tokio::join!(load, told);
+        assert!(report.calls > 0 && report.seconds < 60.0);
     }
 
     #[test]

@@ -64,7 +64,15 @@ impl Ballast {
     /// # Panics
     /// When an append has not succeeded within two minutes.
     pub async fn append(&self, cluster: &LocalCluster) {
-        self.spread(cluster.stores(), |me, store, stream| async move {
+        self.append_on(cluster.stores()).await;
+    }
+
+    /// The same on whatever answers as nodes do.
+    ///
+    /// # Panics
+    /// Likewise.
+    pub async fn append_on(&self, stores: Vec<Store>) {
+        self.spread(stores, |me, store, stream| async move {
             let per_append = (APPEND_BYTES / me.event_bytes).max(1) as u64;
             let mut next = 0;
             while next < me.events {
@@ -98,7 +106,14 @@ impl Ballast {
     /// # Panics
     /// When an event is missing, another, or twice there.
     pub async fn verify(&self, cluster: &LocalCluster) {
-        let stores = cluster.running().map(|n| n.store()).collect();
+        self.verify_on(cluster.running().map(|n| n.store()).collect()).await;
+    }
+
+    /// The same on whatever answers as nodes do.
+    ///
+    /// # Panics
+    /// Likewise.
+    pub async fn verify_on(&self, stores: Vec<Store>) {
         self.spread(stores, |me, store, stream| async move {
             let start = Instant::now();
             let mut turn = stream;

@@ -77,6 +77,11 @@ impl<'a> Cluster<'a> {
         Cluster { space, name: name.to_owned(), is_secure, tls: OnceLock::new() }
     }
 
+    /// One that speaks no TLS, made by another hand.
+    pub fn existing(space: &'a Space, name: &str) -> Cluster<'a> {
+        Cluster { space, name: name.to_owned(), is_secure: false, tls: OnceLock::new() }
+    }
+
     /// Certificates of an application, kept as new as those of one that mounts the Secret.
     async fn certificates(&self) {
         if !self.is_secure || self.tls.get().is_some() {

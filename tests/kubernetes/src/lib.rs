@@ -24,7 +24,7 @@ pub use operator::Operator;
 pub use process::MortalOperator;
 pub use space::{Space, kubernetes};
 pub use tools::{
-    HungApiServer, eventually, helm, image, kubectl, kubectl_fails, kubectl_with, power,
+    HungApiServer, eventually, helm, image, kubectl, kubectl_fails, kubectl_with, power, script,
 };
 pub use work::Work;
 

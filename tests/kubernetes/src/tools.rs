@@ -68,10 +68,17 @@ fn call(program: &str, args: &[&str], input: &str) -> Output {
 /// # Panics
 /// When that fails.
 pub fn power(node: &str, on: bool) {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster");
     let number = node.trim_start_matches("node");
-    let args = ["node", if on { "start" } else { "stop" }, number];
-    succeeded(script, &args, call(script, &args, ""));
+    script(&["node", if on { "start" } else { "stop" }, number]);
+}
+
+/// Runs `tests/kubernetes/cluster`, and gives what it prints.
+///
+/// # Panics
+/// When that fails.
+pub fn script(args: &[&str]) -> String {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster");
+    succeeded(script, args, call(script, args, ""))
 }
 
 /// The API server hangs until this is dropped.
@@ -81,20 +88,15 @@ impl HungApiServer {
     /// # Panics
     /// When that fails.
     pub fn begin() -> HungApiServer {
-        api_server("stop");
+        script(&["api", "stop"]);
         HungApiServer(())
     }
 }
 
 impl Drop for HungApiServer {
     fn drop(&mut self) {
-        api_server("start");
+        script(&["api", "start"]);
     }
-}
-
-fn api_server(what: &str) {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster");
-    succeeded(script, &["api", what], call(script, &["api", what], ""));
 }
 
 /// The image of `node`, `operator` or `cli`.
