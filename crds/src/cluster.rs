@@ -279,8 +279,8 @@ pub struct Tls {
     schemars::JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq,
 )]
 pub enum TlsMode {
-    Operator,
     #[default]
+    Operator,
     Disabled,
 }
 

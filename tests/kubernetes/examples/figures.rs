@@ -11,10 +11,10 @@
 use std::time::{Duration, Instant};
 
 use ringfold_bench::{
-    AppendArgs, ImportArgs, LoadArgs, LookupArgs, Report, TargetArgs, append, import,
-    load::setup_lookup, lookup,
+    AppendArgs, ImportArgs, LoadArgs, LookupArgs, Report, append, import, load::setup_lookup,
+    lookup,
 };
-use ringfold_client::{Client, Consistency};
+use ringfold_client::{Client, ClientConfig, Consistency};
 use ringfold_crds::names::{CLIENT_PORT, host};
 use ringfold_tests_kubernetes::{
     Cluster, Operator, Space, image, kubectl, kubectl_with, kubernetes,
@@ -36,11 +36,12 @@ fn main() {
         let (ready_s, cluster) = apply(space).await;
         println!("from kubectl apply to Ready, 3 nodes, {PARTITIONS} partitions: {ready_s:.1} s");
 
-        let endpoints = (0..3).map(|n| {
-            format!("http://{}:{CLIENT_PORT}", host("demo", &space.name, &format!("demo-{n}")))
-        });
-        let target = TargetArgs { endpoints: endpoints.collect(), channels: 2 };
-        let client = target.connect(1_000).await.expect("a node answers");
+        let mut config = ClientConfig::new((0..3).map(|n| {
+            format!("https://{}:{CLIENT_PORT}", host("demo", &space.name, &format!("demo-{n}")))
+        }));
+        config.tls = cluster.tls();
+        config.in_flight_bytes_max = 64 << 20;
+        let client = Client::connect(config).await.expect("a node answers");
         fill(&client).await;
         cluster.wait_at_rest(3).await;
         println!("steady");

@@ -38,7 +38,7 @@ pub fn condition<'a>(resource: &'a EventStoreCluster, kind: &str) -> Option<&'a 
 pub struct Cluster<'a> {
     pub space: &'a Space,
     pub name: String,
-    /// Nodes speak TLS.
+    /// Nodes speak TLS, as they do by default.
     is_secure: bool,
     /// As an application of the namespace has them, once there are any.
     tls: OnceLock<Tls>,
@@ -66,7 +66,7 @@ impl<'a> Cluster<'a> {
         for (key, value) in small.as_object().expect("an object") {
             spec.as_object_mut().expect("an object").entry(key).or_insert_with(|| value.clone());
         }
-        let is_secure = spec["tls"]["mode"] == "Operator";
+        let is_secure = spec["tls"]["mode"] != "Disabled";
         let resource = serde_json::from_value(json!({
             "apiVersion": "ringfold.dev/v1alpha1", "kind": "EventStoreCluster",
             "metadata": {"name": name}, "spec": spec,
@@ -77,9 +77,14 @@ impl<'a> Cluster<'a> {
         Cluster { space, name: name.to_owned(), is_secure, tls: OnceLock::new() }
     }
 
-    /// One that speaks no TLS, made by another hand.
+    /// One that speaks TLS, made by another hand.
     pub fn existing(space: &'a Space, name: &str) -> Cluster<'a> {
-        Cluster { space, name: name.to_owned(), is_secure: false, tls: OnceLock::new() }
+        Cluster { space, name: name.to_owned(), is_secure: true, tls: OnceLock::new() }
+    }
+
+    /// Certificates of an application, once the cluster has been at rest.
+    pub fn tls(&self) -> Option<Tls> {
+        self.tls.get().cloned()
     }
 
     /// Certificates of an application, kept as new as those of one that mounts the Secret.

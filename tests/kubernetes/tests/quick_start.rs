@@ -4,6 +4,7 @@
 
 use std::{path::Path, process::Command};
 
+use ringfold_tests::cluster::binary;
 use ringfold_tests_kubernetes::{image, is_lab, kubectl};
 
 /// The commands of all blocks, in order.
@@ -32,9 +33,14 @@ fn the_quick_start_works_as_it_is_written() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let text = std::fs::read_to_string(root.join("docs/quickstart-kubernetes.md")).unwrap();
     let node = image("node");
+    let plugins = tempfile::tempdir().unwrap();
+    let plugin = plugins.path().join("kubectl-ringfold");
+    std::os::unix::fs::symlink(binary("ringfold", "RINGFOLD"), plugin).unwrap();
+    let path = format!("{}:{}", plugins.path().display(), std::env::var("PATH").unwrap());
     let done = Command::new("bash")
         .args(["-euxo", "pipefail", "-c", &commands(&text)])
         .env("REGISTRY", node.rsplit_once('/').unwrap().0)
+        .env("PATH", path)
         .current_dir(root)
         .output()
         .unwrap();
