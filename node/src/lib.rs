@@ -22,5 +22,7 @@ pub mod replicas;
 pub mod router;
 pub mod server;
 pub mod stop;
+#[cfg(test)]
+mod test_certificates;
 pub mod transfers;
 pub mod watermark;
