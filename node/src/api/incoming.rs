@@ -26,13 +26,6 @@ pub struct Peer {
     pub role: Option<Role>,
 }
 
-impl Peer {
-    /// Whether it may administer the cluster. Without TLS everybody may.
-    pub fn may_administer(self) -> bool {
-        self.role.is_none_or(|role| role >= Role::Admin)
-    }
-}
-
 pub struct ClientStream(ringfold_tls::Stream);
 
 impl Connected for ClientStream {

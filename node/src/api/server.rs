@@ -50,7 +50,7 @@ pub async fn serve(
     let message_bytes = node.limits.message_bytes();
     let events = EventStoreServer::new(Events { node: node.clone() })
         .max_decoding_message_size(message_bytes);
-    let clusters = ClusterServer::new(Clusters { node: node.clone() });
+    let clusters = ClusterServer::new(Clusters { node: node.clone(), has_tls: tls.is_some() });
 
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let mut stopped_too = stop.subscribe();
