@@ -10,6 +10,7 @@ pub mod gossip;
 pub mod http;
 pub mod identity;
 pub mod ids;
+mod log_limit;
 pub mod meta;
 pub mod metrics;
 pub mod panics;
