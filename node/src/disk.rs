@@ -1,5 +1,9 @@
 //! Room on the disk of the data directory: the guard that refuses appends while reads go on, and
 //! the ballast, room kept so that a node on a full disk can still start and delete.
+mod durable;
+
+pub(crate) use durable::{sync_folder, write_atomically};
+
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use std::fs::File;
 use std::io::Write as _;

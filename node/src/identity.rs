@@ -1,4 +1,5 @@
 //! `<data>/IDENTITY`: which node of which cluster a data directory is, and the lock on the directory.
+use crate::disk::write_atomically;
 use prost::Message as _;
 use ringfold_proto::internal::Identity;
 use rustix::fs::{FlockOperation, flock};
@@ -106,19 +107,6 @@ pub fn read(data_dir: &Path) -> Result<Option<Identity>, IdentityError> {
 pub fn write(data_dir: &Path, identity: &Identity) -> Result<(), IdentityError> {
     let path = data_dir.join(FILE);
     write_atomically(&path, &encode(identity)).map_err(|e| io(&path, "written", e))
-}
-
-/// Writes a file so that after a crash it is either the old one or the new one.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let temporary = path.with_extension("new");
-    let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(directory) => File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
 }
 
 /// Refuses to go on with nodes of another cluster.

@@ -10,6 +10,7 @@ pub mod gossip;
 pub mod http;
 pub mod identity;
 pub mod ids;
+mod log_limit;
 pub mod meta;
 pub mod metrics;
 pub mod panics;
@@ -22,5 +23,7 @@ pub mod replicas;
 pub mod router;
 pub mod server;
 pub mod stop;
+#[cfg(test)]
+mod test_certificates;
 pub mod transfers;
 pub mod watermark;

@@ -31,11 +31,13 @@ impl Measured {
 }
 
 type Refused = Family<[(&'static str, String); 2], Counter>;
+type HandshakesRefused = Family<[(&'static str, &'static str); 1], Counter>;
 
 pub struct Metrics {
     appends: Histogram,
     lookups: Histogram,
     refused: Refused,
+    handshakes_refused: HandshakesRefused,
     registry: Registry,
     /// The rest is read off it with each scrape.
     node: Arc<OnceLock<Weak<Node>>>,
@@ -61,9 +63,15 @@ impl Default for Metrics {
             "Appends and lookups that ended with an error, by its reason (docs/errors.md)",
             refused.clone(),
         );
+        let handshakes_refused = HandshakesRefused::default();
+        registry.register(
+            "handshakes_refused",
+            "Connections to the port for clients that came to no TLS handshake, by reason",
+            handshakes_refused.clone(),
+        );
         let node = Arc::default();
         registry.register_collector(Box::new(collect::OfNode(Arc::clone(&node))));
-        Metrics { appends, lookups, refused, registry, node }
+        Metrics { appends, lookups, refused, handshakes_refused, registry, node }
     }
 }
 
@@ -100,6 +108,11 @@ impl Metrics {
             .inc();
     }
 
+    /// A connection to the port for clients was refused before it said what it wants.
+    pub fn handshake_refused(&self, reason: &'static str) {
+        self.handshakes_refused.get_or_create(&[("reason", reason)]).inc();
+    }
+
     /// All of them, as Prometheus reads them.
     ///
     /// # Errors
@@ -124,6 +137,7 @@ mod tests {
         metrics.answered(Measured::Lookup, now, &Ok(()));
         let refused: Status = ApiError::StreamNotFound.into();
         metrics.answered::<()>(Measured::Lookup, now, &Err(refused));
+        metrics.handshake_refused("tls");
         metrics.appended(now - Duration::from_secs(60), 3);
         let text = metrics.text().unwrap();
         for line in [
@@ -132,6 +146,7 @@ mod tests {
             "ringfold_node_append_seconds_bucket{le=\"10.0\"} 0",
             "ringfold_node_append_seconds_bucket{le=\"+Inf\"} 3",
             "ringfold_node_refused_total{call=\"lookup\",reason=\"STREAM_NOT_FOUND\"} 1",
+            "ringfold_node_handshakes_refused_total{reason=\"tls\"} 1",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

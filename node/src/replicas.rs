@@ -1,5 +1,6 @@
 //! The replicas on this node's disk: opened at start, created from the placement, installed from
 //! checkpoints.
+use crate::disk::sync_folder;
 use crate::failpoint;
 use crate::ids::{GroupId, NodeId, ReplicaId};
 use crate::meta::database::MetaDatabase;
@@ -86,7 +87,7 @@ impl ReplicaHome {
         };
         failpoint::hit("create-folder-unsynced", record.group);
         // The record that names it must not be there before its folder is.
-        crate::server::sync_folder(&self.partitions).map_err(io)?;
+        sync_folder(&self.partitions).map_err(io)?;
         Ok(machine)
     }
 

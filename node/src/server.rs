@@ -2,8 +2,6 @@
 mod opening;
 mod watching;
 
-pub(crate) use opening::sync_folder;
-
 use crate::api;
 use crate::api::node::{Node, NodeInfo};
 use crate::api::read_pool::ReadPool;

@@ -1,6 +1,6 @@
 //! `<data>/WATERMARK`: the number of the last synced log batch, kept outside the log. A log that
 //! ends below it has lost its end: what this node promised may be gone.
-use crate::identity::write_atomically;
+use crate::disk::write_atomically;
 use parking_lot::Mutex;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;

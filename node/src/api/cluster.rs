@@ -11,11 +11,12 @@ use super::node::Node;
 use super::validate;
 use crate::ids::{GroupId, NodeId};
 use crate::meta::replicas::target_of;
-use crate::raft::handle::{ReplicaView, Role, TransferOutcome};
+use crate::raft::handle::{self, ReplicaView, TransferOutcome};
 use futures::stream::BoxStream;
 use ringfold_proto::internal::{MetaMember, MetaPartition};
 use ringfold_proto::v1;
 use ringfold_proto::v1::cluster_server::Cluster;
+use ringfold_tls::Role;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -25,6 +26,8 @@ const CATEGORIES_MAX: usize = 1_024;
 
 pub struct Clusters {
     pub node: Arc<Node>,
+    /// Whether its clients show certificates.
+    pub has_tls: bool,
 }
 
 #[tonic::async_trait]
@@ -33,7 +36,7 @@ impl Cluster for Clusters {
         &self,
         request: Request<v1::BootstrapRequest>,
     ) -> Result<Response<v1::BootstrapResponse>, Status> {
-        permitted(&request)?;
+        permitted(self.has_tls, &request)?;
         let call = Call::of(request.metadata())?;
         let request = checked_bootstrap(request.into_inner(), &self.node.limits)?;
         let answer = call.within(false, self.node.info.hooks.bootstrap(request)).await??;
@@ -76,7 +79,7 @@ impl Cluster for Clusters {
         &self,
         request: Request<v1::TransferLeadersRequest>,
     ) -> Result<Response<v1::TransferLeadersResponse>, Status> {
-        permitted(&request)?;
+        permitted(self.has_tls, &request)?;
         let call = Call::of(request.metadata())?;
         rebalance::check_epoch(&self.node.meta.borrow(), request.into_inner().if_epoch)?;
         let before = self.led();
@@ -115,7 +118,7 @@ impl Cluster for Clusters {
         &self,
         request: Request<v1::RebalancePauseRequest>,
     ) -> Result<Response<v1::RebalancePauseResponse>, Status> {
-        permitted(&request)?;
+        permitted(self.has_tls, &request)?;
         let call = Call::of(request.metadata())?;
         rebalance::pause(&self.node, &call, true, request.into_inner().if_epoch).await?;
         Ok(Response::new(v1::RebalancePauseResponse {}))
@@ -125,7 +128,7 @@ impl Cluster for Clusters {
         &self,
         request: Request<v1::RebalanceResumeRequest>,
     ) -> Result<Response<v1::RebalanceResumeResponse>, Status> {
-        permitted(&request)?;
+        permitted(self.has_tls, &request)?;
         let call = Call::of(request.metadata())?;
         rebalance::pause(&self.node, &call, false, request.into_inner().if_epoch).await?;
         Ok(Response::new(v1::RebalanceResumeResponse {}))
@@ -137,7 +140,7 @@ impl Cluster for Clusters {
         &self,
         request: Request<v1::DrainRequest>,
     ) -> Result<Response<Self::DrainStream>, Status> {
-        permitted(&request)?;
+        permitted(self.has_tls, &request)?;
         let call = Call::of(request.metadata())?;
         rebalance::drain(&self.node, &call, request.into_inner()).await
     }
@@ -146,7 +149,7 @@ impl Cluster for Clusters {
         &self,
         request: Request<v1::UndrainRequest>,
     ) -> Result<Response<v1::UndrainResponse>, Status> {
-        permitted(&request)?;
+        permitted(self.has_tls, &request)?;
         let call = Call::of(request.metadata())?;
         rebalance::undrain(&self.node, &call, request.into_inner()).await
     }
@@ -155,7 +158,7 @@ impl Cluster for Clusters {
         &self,
         request: Request<v1::RemoveMemberRequest>,
     ) -> Result<Response<v1::RemoveMemberResponse>, Status> {
-        permitted(&request)?;
+        permitted(self.has_tls, &request)?;
         let call = Call::of(request.metadata())?;
         rebalance::remove(&self.node, &call, request.into_inner()).await
     }
@@ -179,10 +182,12 @@ impl Cluster for Clusters {
     }
 }
 
-/// Whether whoever asks may change the cluster.
-fn permitted<T>(request: &Request<T>) -> Result<(), ApiError> {
-    match request.extensions().get::<Peer>() {
-        Some(peer) if !peer.may_administer() => Err(ApiError::NotPermitted),
+/// Whether whoever asks may change the cluster. Without TLS everybody may; with it somebody of whom
+/// nothing is known may not.
+fn permitted<T>(has_tls: bool, request: &Request<T>) -> Result<(), ApiError> {
+    let role = request.extensions().get::<Peer>().and_then(|peer| peer.role);
+    match has_tls {
+        true if role.is_none_or(|role| role < Role::Admin) => Err(ApiError::NotPermitted),
         _ => Ok(()),
     }
 }
@@ -191,7 +196,7 @@ impl Clusters {
     /// Groups that this node leads.
     fn led(&self) -> u32 {
         let replicas = self.node.raft.replicas.read();
-        let leads = |v: &&Arc<ReplicaView>| v.status.read().role == Role::Leader;
+        let leads = |v: &&Arc<ReplicaView>| v.status.read().role == handle::Role::Leader;
         replicas.values().filter(leads).count() as u32
     }
 
@@ -248,7 +253,7 @@ fn member(node: &Node, m: &MetaMember) -> v1::Member {
 /// The leader that a replica knows, and its term.
 fn leader_of(view: &ReplicaView, me: NodeId) -> (Option<NodeId>, u64) {
     let status = view.status.read();
-    let leader = if status.role == Role::Leader { Some(me) } else { status.leader };
+    let leader = if status.role == handle::Role::Leader { Some(me) } else { status.leader };
     (leader, status.term)
 }
 
@@ -301,6 +306,28 @@ fn checked_bootstrap(
 mod tests {
     use super::*;
     use crate::api::errors::Reason;
+
+    #[test]
+    fn with_tls_only_a_certificate_of_an_admin_or_a_node_permits_and_without_tls_nothing_is_asked()
+    {
+        let with = |peer: Option<Option<Role>>| {
+            let mut request = Request::new(());
+            if let Some(role) = peer {
+                request.extensions_mut().insert(Peer { role });
+            }
+            request
+        };
+        for (peer, may) in [
+            (None, false),
+            (Some(None), false),
+            (Some(Some(Role::Client)), false),
+            (Some(Some(Role::Admin)), true),
+            (Some(Some(Role::Node)), true),
+        ] {
+            assert_eq!(permitted(true, &with(peer)).is_ok(), may, "{peer:?}");
+            assert!(permitted(false, &with(peer)).is_ok());
+        }
+    }
 
     fn field(request: v1::BootstrapRequest) -> Option<String> {
         let e = checked_bootstrap(request, &validate::Limits::default()).err()?;

@@ -1,7 +1,11 @@
 //! Connections of clients, past their TLS handshake where there is one.
+use super::handshakes::Handshakes;
+use crate::log_limit::LogLimit;
+use crate::metrics::Metrics;
 use futures::Stream;
 use ringfold_tls::{Protocol, Role, Tls};
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,8 +16,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
-/// Handshakes under way; further connections wait.
-const HANDSHAKES_MAX: usize = 256;
+/// Connections whose handshake is not done; further ones wait in the kernel.
+const CONNECTIONS_MAX: usize = 1_024;
+/// From a connection to the end of its handshake, also where it waits for its turn.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections that wait for the server.
 const WAITING_MAX: usize = 64;
@@ -24,13 +29,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Peer {
     /// What its certificate is for; `None`: there is no TLS.
     pub role: Option<Role>,
-}
-
-impl Peer {
-    /// Whether it may administer the cluster. Without TLS everybody may.
-    pub fn may_administer(self) -> bool {
-        self.role.is_none_or(|role| role >= Role::Admin)
-    }
 }
 
 pub struct ClientStream(ringfold_tls::Stream);
@@ -87,48 +85,124 @@ impl AsyncWrite for ClientStream {
 pub fn incoming(
     listener: TcpListener,
     tls: Option<Tls>,
+    metrics: Arc<Metrics>,
 ) -> impl Stream<Item = io::Result<ClientStream>> {
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
+    let port = Arc::new(Port {
+        tls,
+        metrics,
+        handshakes: Handshakes::default(),
+        handshake_timeout: HANDSHAKE_TIMEOUT,
+        log: LogLimit::default(),
+        sender,
+    });
     tokio::spawn(async move {
         tokio::select! {
-            () = sender.closed() => {}
-            () = accept(&listener, tls.as_ref(), &sender) => {}
+            () = port.sender.closed() => {}
+            () = port.accept(&listener) => {}
         }
     });
     ReceiverStream::new(receiver)
 }
 
-type Sender = mpsc::Sender<io::Result<ClientStream>>;
+/// Why a connection was not taken.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("too many connections of its address have not done their handshake")]
+    Busy,
+    #[error("no handshake in time")]
+    Timeout,
+    #[error("TLS: {0}")]
+    Tls(io::Error),
+    #[error("it is closed: {0}")]
+    Gone(io::Error),
+}
 
-async fn accept(listener: &TcpListener, tls: Option<&Tls>, sender: &Sender) {
-    let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let tcp = match listener.accept().await {
-            Ok((tcp, _)) => tcp,
-            Err(error) => {
-                tracing::warn!(%error, "the port for clients cannot take a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let (tls, sender) = (tls.cloned(), sender.clone());
-        let handshake = async move {
-            match handshake(tcp, tls.as_ref()).await {
-                Ok(stream) => _ = sender.send(Ok(stream)).await,
-                Err(error) => tracing::debug!(%error, "a client's connection was refused"),
-            }
-            drop(place);
-        };
-        tokio::spawn(handshake);
+impl Refused {
+    /// As the metric names it. One that goes by itself is a health check or a port scan.
+    fn reason(&self) -> Option<&'static str> {
+        match self {
+            Refused::Busy => Some("busy"),
+            Refused::Timeout => Some("timeout"),
+            Refused::Tls(_) => Some("tls"),
+            Refused::Gone(_) => None,
+        }
     }
 }
 
-async fn handshake(tcp: TcpStream, tls: Option<&Tls>) -> io::Result<ClientStream> {
-    tcp.set_nodelay(true)?;
-    let accepted = ringfold_tls::Stream::accepted(tcp, tls, Protocol::Http2);
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepted).await {
-        Ok(stream) => stream.map(ClientStream),
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Refused {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => Refused::Gone(error),
+            _ => Refused::Tls(error),
+        }
     }
 }
+
+struct Port {
+    tls: Option<Tls>,
+    metrics: Arc<Metrics>,
+    handshakes: Handshakes,
+    handshake_timeout: Duration,
+    log: LogLimit,
+    sender: mpsc::Sender<io::Result<ClientStream>>,
+}
+
+impl Port {
+    async fn accept(self: &Arc<Self>, listener: &TcpListener) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((tcp, address)) => {
+                    let port = self.clone();
+                    tokio::spawn(async move {
+                        port.take(tcp, address).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    if self.log.allows() {
+                        tracing::warn!(%error, "the port for clients cannot take a connection");
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn take(&self, tcp: TcpStream, address: SocketAddr) {
+        let handshake = self.handshake(tcp, address);
+        let done = tokio::time::timeout(self.handshake_timeout, handshake).await;
+        let refused = match done.unwrap_or(Err(Refused::Timeout)) {
+            Ok(stream) => {
+                let _ = self.sender.send(Ok(stream)).await;
+                return;
+            }
+            Err(refused) => refused,
+        };
+        let Some(reason) = refused.reason() else { return };
+        self.metrics.handshake_refused(reason);
+        if self.log.allows() {
+            tracing::warn!(%address, error = %refused, "refused a client's connection");
+        }
+    }
+
+    async fn handshake(
+        &self,
+        tcp: TcpStream,
+        address: SocketAddr,
+    ) -> Result<ClientStream, Refused> {
+        tcp.set_nodelay(true).map_err(Refused::Gone)?;
+        let accepted = ringfold_tls::Stream::accepted(tcp, self.tls.as_ref(), Protocol::Http2);
+        if self.tls.is_none() {
+            return Ok(ClientStream(accepted.await?));
+        }
+        let entered = self.handshakes.enter(address.ip()).ok_or(Refused::Busy)?;
+        let _turn = entered.turn().await;
+        Ok(ClientStream(accepted.await?))
+    }
+}
+
+#[cfg(test)]
+mod tests;

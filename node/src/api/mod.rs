@@ -7,6 +7,7 @@ pub(crate) mod cluster;
 pub mod deadline;
 pub mod errors;
 mod events;
+mod handshakes;
 pub mod incoming;
 mod list;
 pub mod node;

@@ -50,7 +50,8 @@ pub async fn serve(
     let message_bytes = node.limits.message_bytes();
     let events = EventStoreServer::new(Events { node: node.clone() })
         .max_decoding_message_size(message_bytes);
-    let clusters = ClusterServer::new(Clusters { node: node.clone() });
+    let metrics = node.metrics.clone();
+    let clusters = ClusterServer::new(Clusters { node: node.clone(), has_tls: tls.is_some() });
 
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let mut stopped_too = stop.subscribe();
@@ -65,7 +66,7 @@ pub async fn serve(
         .add_service(clusters)
         .add_service(health_service)
         .add_service(reflection)
-        .serve_with_incoming_shutdown(incoming(listener, tls), async move {
+        .serve_with_incoming_shutdown(incoming(listener, tls, metrics), async move {
             let _ = stopped.wait_for(|s| *s).await;
         });
     let mut server = pin!(server);

@@ -1,6 +1,6 @@
 //! `<data>/GOSSIP`: the generation that this node last gossiped as. It must rise with each start:
 //! others drop what comes from an older one.
-use crate::identity::write_atomically;
+use crate::disk::write_atomically;
 use std::path::Path;
 
 const FILE: &str = "GOSSIP";

@@ -3,8 +3,8 @@ use super::connection::{FrameReader, GreetError, ReadFrameError, greet};
 use super::control;
 use super::frame::{Handshake, Kind, RAFT_FRAME_BYTES_MAX, RaftPayload, take_payload};
 use super::transport::{Handlers, PEERS_MAX, Shared, count};
-use crate::clock;
 use crate::ids::NodeId;
+use crate::log_limit::LogLimit;
 use crate::raft::message::PeerMessage;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -216,23 +216,5 @@ struct Held {
 impl AsRef<[u8]> for Held {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
-    }
-}
-
-/// Strangers must not fill the log: one line a second.
-#[derive(Default)]
-struct LogLimit {
-    next_ns: AtomicU64,
-}
-
-impl LogLimit {
-    fn allows(&self) -> bool {
-        let now = clock::boottime_ns();
-        let next = self.next_ns.load(Ordering::Relaxed);
-        now >= next
-            && self
-                .next_ns
-                .compare_exchange(next, now + 1_000_000_000, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
     }
 }

@@ -1,5 +1,5 @@
 //! What a node starts from: its log, judged before anything is written to it, and its replicas.
-use crate::identity;
+use crate::disk::{sync_folder, write_atomically};
 use crate::ids::ReplicaId;
 use crate::raft::driver::NewGroup;
 use crate::raft::handle::Replicas;
@@ -28,7 +28,7 @@ pub fn open_log(dir: &Path, identity: &Identity) -> OpenedLog {
     let existed = path.exists();
     let lost = |log, reason: String| OpenedLog { log, watermark: None, lost: Some(reason) };
     let for_good = |log, reason: String| {
-        if let Err(e) = identity::write_atomically(&dir.join(LOST), reason.as_bytes()) {
+        if let Err(e) = write_atomically(&dir.join(LOST), reason.as_bytes()) {
             tracing::error!(error = %e, "{LOST} could not be written");
         }
         lost(log, reason)
@@ -58,11 +58,6 @@ pub fn open_log(dir: &Path, identity: &Identity) -> OpenedLog {
             Err(e) => lost(None, format!("the log's folder cannot be synced: {e}")),
         },
     }
-}
-
-/// Makes the names in a folder durable.
-pub fn sync_folder(path: &Path) -> std::io::Result<()> {
-    std::fs::File::open(path)?.sync_all()
 }
 
 pub type Loaded = (Vec<NewGroup>, BTreeSet<ReplicaId>);

@@ -1,26 +1,9 @@
 //! The port for clients with TLS: who gets in, and what for.
 use super::*;
+use crate::test_certificates::{authority, certificate};
 use hyper_util::rt::TokioIo;
-use ringfold_tls::issue::{Authority, Issued, Subject};
 use ringfold_tls::{Protocol, Role, Stream, Tls};
 use tonic::transport::{Endpoint, Uri};
-
-fn certificate(by: &Authority, role: Role) -> Tls {
-    let dir = tempfile::tempdir().unwrap();
-    let subject = Subject {
-        name: "test",
-        hosts: &["127.0.0.1".to_owned()],
-        role,
-        not_before_unix_s: 0,
-        not_after_unix_s: 30_000_000_000,
-    };
-    by.issue(&subject).unwrap().write(dir.path(), &by.issued.cert).unwrap();
-    Tls::open(Issued::files(dir.path())).unwrap()
-}
-
-fn authority() -> Authority {
-    Authority::new("test", 0, 30_000_000_000).unwrap()
-}
 
 async fn channel(url: &str, tls: Tls) -> Result<Channel, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(url.to_owned()).unwrap();
@@ -38,11 +21,11 @@ async fn channel(url: &str, tls: Tls) -> Result<Channel, tonic::transport::Error
 
 #[tokio::test]
 async fn applications_append_and_read_and_only_admins_change_the_cluster() {
-    let ca = authority();
-    let cluster = cluster_with(true, Some(certificate(&ca, Role::Node))).await;
+    let ca = authority("ours");
+    let cluster = cluster_with(true, Some(certificate(&ca, Role::Node, &ca))).await;
     let url = &cluster.nodes[0].url;
     assert!(url.starts_with("https://"));
-    let application = channel(url, certificate(&ca, Role::Client)).await.unwrap();
+    let application = channel(url, certificate(&ca, Role::Client, &ca)).await.unwrap();
     let mut store = EventStoreClient::new(application.clone());
     // One of them is led by the other node: it goes on by TLS as well.
     for (node, id) in [(0, 1), (1, 2)] {
@@ -64,33 +47,23 @@ async fn applications_append_and_read_and_only_admins_change_the_cluster() {
         assert_eq!(reason(&refused), "NOT_PERMITTED");
     }
     for role in [Role::Admin, Role::Node] {
-        let mut admin = ClusterClient::new(channel(url, certificate(&ca, role)).await.unwrap());
+        let mut admin =
+            ClusterClient::new(channel(url, certificate(&ca, role, &ca)).await.unwrap());
         admin.transfer_leaders(v1::TransferLeadersRequest::default()).await.unwrap();
     }
 }
 
 #[tokio::test]
 async fn nobody_gets_in_in_the_clear_or_with_a_foreign_certificate() {
-    let ca = authority();
-    let cluster = cluster_with(true, Some(certificate(&ca, Role::Node))).await;
+    let ca = authority("ours");
+    let cluster = cluster_with(true, Some(certificate(&ca, Role::Node, &ca))).await;
     let url = cluster.nodes[0].url.clone();
     let ask = async |channel: Channel| {
         let mut admin = ClusterClient::new(channel);
         tokio::time::timeout(Duration::from_secs(20), admin.topology(v1::TopologyRequest {})).await
     };
-    // It trusts the cluster, which does not trust it.
-    let foreign = {
-        let dir = tempfile::tempdir().unwrap();
-        let subject = Subject {
-            name: "stranger",
-            hosts: &[],
-            role: Role::Admin,
-            not_before_unix_s: 0,
-            not_after_unix_s: 30_000_000_000,
-        };
-        authority().issue(&subject).unwrap().write(dir.path(), &ca.issued.cert).unwrap();
-        Tls::open(Issued::files(dir.path())).unwrap()
-    };
+    // It trusts the cluster, which does not trust its authority, whatever that is called.
+    let foreign = certificate(&authority("ours"), Role::Admin, &ca);
     // The client may have its side of the handshake before it is refused.
     if let Ok(channel) = channel(&url, foreign).await {
         assert!(ask(channel).await.unwrap().is_err());
@@ -100,6 +73,6 @@ async fn nobody_gets_in_in_the_clear_or_with_a_foreign_certificate() {
         assert!(ask(channel).await.unwrap().is_err());
     }
     // The port goes on.
-    let good = channel(&url, certificate(&ca, Role::Client)).await.unwrap();
+    let good = channel(&url, certificate(&ca, Role::Client, &ca)).await.unwrap();
     ask(good).await.unwrap().unwrap();
 }

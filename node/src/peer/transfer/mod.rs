@@ -277,9 +277,7 @@ fn remove_folder(path: &Path) -> io::Result<()> {
 
 /// Makes the names in a folder durable.
 fn sync_folder(path: &Path) -> Result<(), TransferError> {
-    std::fs::File::open(path)
-        .and_then(|f| f.sync_all())
-        .map_err(TransferError::disk(path, "synced"))
+    crate::disk::sync_folder(path).map_err(TransferError::disk(path, "synced"))
 }
 
 /// Runs what waits for the disk apart from the runtime's threads.

@@ -4,9 +4,11 @@ use super::super::control::{NoTransfers, refusal};
 use super::super::frame::{ANSWER_BYTES, HandshakeAnswer, VERSION, Verdict, put_messages};
 use super::*;
 use crate::ids::{GroupId, ReplicaId};
+use crate::test_certificates::{authority, certificate};
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use ringfold_proto::internal::{FetchManifest, NodeAddress, Refusal};
+use ringfold_tls::Role;
 use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -429,29 +431,8 @@ async fn a_newer_connection_of_a_peer_takes_the_place_of_the_older() {
     b.receives(1).await;
 }
 
-/// A certificate of the role, by an authority, of a process that trusts `trusts`.
-fn certificate(
-    by: &ringfold_tls::issue::Authority,
-    role: ringfold_tls::Role,
-    trusts: &ringfold_tls::issue::Authority,
-) -> ringfold_tls::Tls {
-    use ringfold_tls::issue::{Issued, Subject};
-    let dir = tempfile::tempdir().unwrap();
-    let subject = Subject {
-        name: "test",
-        hosts: &["127.0.0.1".to_owned()],
-        role,
-        not_before_unix_s: 0,
-        not_after_unix_s: 30_000_000_000,
-    };
-    by.issue(&subject).unwrap().write(dir.path(), &trusts.issued.cert).unwrap();
-    ringfold_tls::Tls::open(Issued::files(dir.path())).unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn with_tls_messages_and_requests_pass_between_nodes_of_the_cluster_only() {
-    use ringfold_tls::{Role, issue::Authority};
-    let authority = |name| Authority::new(name, 0, 30_000_000_000).unwrap();
     let (ours, foreign) = (authority("ours"), authority("foreign"));
     let with = |node, tls| {
         let settings = TransportSettings { tls, ..Default::default() };

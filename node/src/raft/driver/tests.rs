@@ -1,11 +1,18 @@
 //! How proposals become entries. What drivers do among each other is in `tests/tests/simulation.rs`.
 use super::*;
+use crate::clock::EPOCH_UNIX_MS;
 use crate::partition::apply::{Genesis, PartitionMachine};
 use crate::partition::store::MemoryDisk;
-use crate::raft::handle::Applied;
-use crate::raft::log::LogBatch;
+use crate::raft::apply::ApplyNotice;
+use crate::raft::handle::{Applied, ReadError, ReplicaView, Request};
 use crate::raft::log::memory::MemoryLog;
+use crate::raft::log::{LogBatch, LogOp};
+use crate::raft::membership::Membership;
 use bytes::Bytes;
+use prost_raft::Message as _;
+use raft::CAMPAIGN_TRANSFER;
+use raft::eraftpb::{Message, MessageType};
+use std::collections::BTreeSet;
 
 const GROUP: GroupId = GroupId(1);
 

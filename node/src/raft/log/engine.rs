@@ -1,5 +1,6 @@
 //! The log in raft-engine: made for many groups' logs in one set of files with group commit.
 use super::{LoadedReplica, LogBatch, LogError, LogOp, RaftLog, ReplicaRecord, Vote, decode_entry};
+use crate::disk::sync_folder;
 use crate::ids::ReplicaId;
 use raft::eraftpb::Entry;
 use raft_engine::{
@@ -179,7 +180,7 @@ fn sync_files(folder: &Path) -> std::io::Result<()> {
         }
     }
     // It makes a new file's name durable only after it has begun to write it.
-    std::fs::File::open(folder)?.sync_all()
+    sync_folder(folder)
 }
 
 impl RaftLog for EngineLog {
