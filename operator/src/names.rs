@@ -1,15 +1,12 @@
 //! Names of objects, labels and annotations.
-pub use ringfold_crds::names::{NODE_ID, REPLACE, nodes_service as nodes};
+pub use ringfold_crds::names::{
+    CLUSTER_LABEL, NAME_LABEL, NODE_ID, REPLACE, nodes_service as nodes,
+};
 
 /// Of annotations.
 pub const DOMAIN: &str = "ringfold.dev/";
 /// The one field manager of everything that the operator applies.
 pub const FIELD_MANAGER: &str = "ringfold-operator";
-/// Labels that never change: selectors and watches rest on them.
-pub const APP_LABEL: &str = "app.kubernetes.io/name";
-pub const APP: &str = "ringfold";
-/// Its value: the cluster's name.
-pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
 /// Its value: [`FIELD_MANAGER`].
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// On the identity Secret: UID of the only claim that may be bootstrapped.
@@ -24,9 +21,13 @@ pub const NOT_AFTER: &str = "ringfold.dev/not-after";
 /// On Secrets of certificates: the authority that issued it, and for which hosts.
 pub const ISSUER: &str = "ringfold.dev/issuer";
 pub const HOSTS: &str = "ringfold.dev/hosts";
-/// On the Secret of the authorities: when the next one runs out, and nothing of the previous is valid.
+/// On Secrets of certificates: when they were written, unix seconds.
+pub const WRITTEN: &str = "ringfold.dev/written";
+/// On the Secret of the authorities: when the next one runs out, and when nothing is valid any more of
+/// the previous one, and of those whose keys are lost.
 pub const NEXT_NOT_AFTER: &str = "ringfold.dev/next-not-after";
 pub const PREVIOUS_UNTIL: &str = "ringfold.dev/previous-until";
+pub const LOST_UNTIL: &str = "ringfold.dev/lost-until";
 /// On the Secret of the authorities: a person asks for another one now, or to trust the previous no more.
 pub const REPLACE_AUTHORITY: &str = "ringfold.dev/replace-authority";
 pub const DROP_PREVIOUS: &str = "ringfold.dev/drop-previous-authority";
