@@ -11,9 +11,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use files::{
-    CA_NAME, CERT_NAME, Files, KEY_NAME, Pem, TlsError, authorities, authorities_id,
-};
+pub use files::{CA_NAME, CERT_NAME, Files, KEY_NAME, Pem, TlsError, authorities, authorities_id};
 pub use role::Role;
 pub use stream::Stream;
 

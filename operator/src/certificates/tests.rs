@@ -471,21 +471,14 @@ impl Life {
     }
 
     fn happen(&mut self) {
-        let secrets = &mut self.world.secrets;
         match self.rng.random_range(0..100) {
-            0..4 if secrets.authorities.is_some() => self.world.ask(names::REPLACE_AUTHORITY),
+            0..4 if self.world.secrets.authorities.is_some() => {
+                self.world.ask(names::REPLACE_AUTHORITY);
+            }
             4..6 => _ = self.lose(),
-            6 => {
-                if self.lose() {
-                    self.world.secrets.leaves.remove(&Role::Client);
-                }
-            }
-            7 => {
-                if self.lose() {
-                    self.world.damage(Role::Admin, "tls.key");
-                }
-            }
-            8 => drop(secrets.leaves.remove(&Role::Client)),
+            6 if self.lose() => drop(self.world.secrets.leaves.remove(&Role::Client)),
+            7 if self.lose() => self.world.damage(Role::Admin, "tls.key"),
+            8 => drop(self.world.secrets.leaves.remove(&Role::Client)),
             9..12 => self.silent = !self.silent,
             12..30 => self.skip(),
             _ => {}
