@@ -534,6 +534,13 @@ fn there_is_no_moment_at_which_one_side_does_not_know_the_other() {
             life.happen();
             life.look();
         }
+        // Long enough in peace for what was replaced to run out.
+        life.silent = false;
+        for _ in 0..60 {
+            life.skip();
+            life.judge().unwrap_or_else(|e| panic!("seed {seed}: {e}: {:?}", life.world.done));
+            life.look();
+        }
         changes.extend(life.changes);
     }
     let expected = [
