@@ -84,7 +84,7 @@ pub fn secret<const N: usize>(cluster: &Cluster, name: String, data: [(&str, &st
 
 /// Labels that never change: selectors rest on them.
 pub fn selector_labels(cluster: &str) -> BTreeMap<String, String> {
-    [(names::APP_LABEL, names::APP), (names::INSTANCE_LABEL, cluster)]
+    [names::NAME_LABEL, (names::CLUSTER_LABEL, cluster)]
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .into()
 }

@@ -150,13 +150,14 @@ where
 }
 
 fn ours() -> watcher::Config {
-    watcher::Config::default().labels(&format!("{}={}", names::APP_LABEL, names::APP))
+    let (label, value) = names::NAME_LABEL;
+    watcher::Config::default().labels(&format!("{label}={value}"))
 }
 
 /// Only names and labels come over the wire.
 fn cluster_of<K>(object: PartialObjectMeta<K>) -> Option<ObjectRef<EventStoreCluster>> {
     let meta = object.metadata;
-    let name = meta.labels?.remove(names::INSTANCE_LABEL)?;
+    let name = meta.labels?.remove(names::CLUSTER_LABEL)?;
     Some(ObjectRef::new(&name).within(&meta.namespace?))
 }
 

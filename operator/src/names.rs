@@ -1,15 +1,12 @@
 //! Names of objects, labels and annotations.
-pub use ringfold_crds::names::{NODE_ID, REPLACE, nodes_service as nodes};
+pub use ringfold_crds::names::{
+    CLUSTER_LABEL, NAME_LABEL, NODE_ID, REPLACE, nodes_service as nodes,
+};
 
 /// Of annotations.
 pub const DOMAIN: &str = "ringfold.dev/";
 /// The one field manager of everything that the operator applies.
 pub const FIELD_MANAGER: &str = "ringfold-operator";
-/// Labels that never change: selectors and watches rest on them.
-pub const APP_LABEL: &str = "app.kubernetes.io/name";
-pub const APP: &str = "ringfold";
-/// Its value: the cluster's name.
-pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
 /// Its value: [`FIELD_MANAGER`].
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// On the identity Secret: UID of the only claim that may be bootstrapped.

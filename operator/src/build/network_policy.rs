@@ -25,7 +25,8 @@ fn pods(selector: LabelSelector) -> NetworkPolicyPeer {
 
 /// The operator, in whichever namespace it runs.
 fn operator() -> NetworkPolicyPeer {
-    let name = (names::APP_LABEL.to_owned(), "ringfold-operator".to_owned());
+    let (label, _) = names::NAME_LABEL;
+    let name = (label.to_owned(), "ringfold-operator".to_owned());
     NetworkPolicyPeer {
         pod_selector: Some(LabelSelector {
             match_labels: Some([name].into()),
