@@ -56,6 +56,15 @@ pub fn authorities_id(pem: &[u8]) -> String {
     blake3::hash(pem).to_hex()[..16].to_owned()
 }
 
+/// Each of the authorities in a PEM, by itself; what is none is left out.
+pub fn authorities(pem: &str) -> Vec<String> {
+    const END: &str = "-----END CERTIFICATE-----";
+    pem.split_inclusive(END)
+        .map(|one| format!("{}\n", one.trim()))
+        .filter(|one| roots(Path::new(""), one.as_bytes()).is_ok())
+        .collect()
+}
+
 fn unusable(error: impl std::fmt::Display) -> TlsError {
     TlsError::Unusable(error.to_string())
 }
@@ -82,11 +91,7 @@ impl Pem {
             hasher.update(&(content.len() as u64).to_le_bytes()).update(content);
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let mut roots = RootCertStore::empty();
-        for authority in certificates(&from.ca, ca)? {
-            roots.add(authority).map_err(unusable)?;
-        }
-        let roots = Arc::new(roots);
+        let roots = Arc::new(roots(&from.ca, ca)?);
         let chain = certificates(&from.cert, cert)?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| TlsError::Pem {
             path: from.key.display().to_string(),
@@ -108,6 +113,14 @@ impl Pem {
 
 const HTTP2: &[u8] = b"h2";
 const PEER: &[u8] = b"ringfold-peer";
+
+fn roots(path: &Path, content: &[u8]) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(path, content)? {
+        roots.add(authority).map_err(unusable)?;
+    }
+    Ok(roots)
+}
 
 fn certificates(path: &Path, content: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let error = |reason: String| TlsError::Pem {

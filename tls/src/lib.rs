@@ -11,7 +11,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use files::{Files, Pem, TlsError, authorities_id};
+pub use files::{Files, Pem, TlsError, authorities, authorities_id};
 pub use role::Role;
 pub use stream::Stream;
 

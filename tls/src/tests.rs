@@ -142,3 +142,13 @@ async fn what_cannot_be_read_changes_nothing_and_is_said() {
     assert!(matches!(node.reload(), Err(TlsError::Read { .. })));
     assert!(meet(&node, &node, "localhost").await.is_some(), "it goes on with what it had");
 }
+
+#[test]
+fn authorities_are_told_apart_as_they_were_written() {
+    let all = [authority("one"), authority("two")].map(|a| a.issued.cert);
+    assert_eq!(authorities(&all.concat()), all);
+    assert_eq!(authorities(&all.concat().replace('\n', "\r\n")).len(), 2);
+    let damaged = all[0].replace("MII", "???");
+    assert_eq!(authorities(&format!("{damaged}{}", all[1])), all[1..]);
+    assert!(authorities("").is_empty() && authorities("damaged").is_empty());
+}
