@@ -276,7 +276,8 @@ impl Context {
         plane: &Plane,
         before: &EventStoreClusterStatus,
     ) -> Looked {
-        let world = observe(&self.client, plane, cluster).await.map_err(|e| (None, e.into()))?;
+        let (world, secrets) =
+            observe(&self.client, plane, cluster).await.map_err(|e| (None, e.into()))?;
         let decision = decide(cluster, &world);
         failpoint::hit("observed").await;
         let running = world.stateful_set.as_ref().map(|s| s.image.as_str());
@@ -284,7 +285,8 @@ impl Context {
         let pods = world.stateful_set.as_ref().map_or(0, |s| s.replicas);
         let said = |o| world.reports.get(&o).and_then(|r| r.authorities.clone());
         let trusted: Vec<_> = (0..pods).map(said).collect();
-        let live = Live { client: &self.client, cluster, image, trusted: &trusted };
+        let live =
+            Live { client: &self.client, cluster, image, trusted: &trusted, secrets: &secrets };
         let done = carry_out(cluster, &world, &decision, &live, plane).await;
         let (outcome, error) = match done {
             Ok(outcome) => (outcome, None),

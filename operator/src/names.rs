@@ -7,7 +7,7 @@ pub use ringfold_crds::names::{
 pub const DOMAIN: &str = "ringfold.dev/";
 /// The one field manager of everything that the operator applies.
 pub const FIELD_MANAGER: &str = "ringfold-operator";
-/// Its value: [`FIELD_MANAGER`].
+/// Label of whatever the operator makes. Its value: [`FIELD_MANAGER`].
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// On the identity Secret: UID of the only claim that may be bootstrapped.
 pub const BOOTSTRAP_CLAIM: &str = "ringfold.dev/bootstrap-claim";
@@ -21,9 +21,13 @@ pub const NOT_AFTER: &str = "ringfold.dev/not-after";
 /// On Secrets of certificates: the authority that issued it, and for which hosts.
 pub const ISSUER: &str = "ringfold.dev/issuer";
 pub const HOSTS: &str = "ringfold.dev/hosts";
-/// On the Secret of the authorities: when the next one runs out, and nothing of the previous is valid.
+/// On Secrets of certificates: when they were written, unix seconds.
+pub const WRITTEN: &str = "ringfold.dev/written";
+/// On the Secret of the authorities: when the next one runs out, and when nothing is valid any more of
+/// the previous one, and of those whose keys are lost.
 pub const NEXT_NOT_AFTER: &str = "ringfold.dev/next-not-after";
 pub const PREVIOUS_UNTIL: &str = "ringfold.dev/previous-until";
+pub const LOST_UNTIL: &str = "ringfold.dev/lost-until";
 /// On the Secret of the authorities: a person asks for another one now, or to trust the previous no more.
 pub const REPLACE_AUTHORITY: &str = "ringfold.dev/replace-authority";
 pub const DROP_PREVIOUS: &str = "ringfold.dev/drop-previous-authority";

@@ -183,12 +183,13 @@ fn stalled_says(stalled: Option<&Stalled>) -> Says {
 }
 
 fn degraded(cluster: &Cluster, world: &World) -> Says {
+    let unreadable = world.authority_unreadable.as_ref();
+    let unreadable = unreadable.map(|why| says(true, "AuthorityUnreadable", why));
     let Some(view) = &world.view else {
-        return says(
-            !cluster.hibernated,
-            if cluster.hibernated { "Hibernated" } else { "NoAnswer" },
-            "",
-        );
+        return unreadable.unwrap_or_else(|| {
+            let reason = if cluster.hibernated { "Hibernated" } else { "NoAnswer" };
+            says(!cluster.hibernated, reason, "")
+        });
     };
     let lost: Vec<_> =
         world.orphans(view, &cluster.name).map(|(n, m)| format!("node {n} ({})", m.name)).collect();
@@ -212,6 +213,10 @@ fn degraded(cluster: &Cluster, world: &World) -> Says {
     if !disks.is_empty() {
         let message = format!("{}. Replace it: kubectl ringfold replace POD", disks.join("; "));
         return says(true, "DiskLost", message);
+    }
+    // Nodes whose certificates have run out are away for that reason.
+    if let Some(unreadable) = unreadable {
+        return unreadable;
     }
     let away: Vec<_> =
         view.living().filter(|(_, m)| !m.reachable).map(|(_, m)| m.name.clone()).collect();

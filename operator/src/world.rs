@@ -20,6 +20,8 @@ pub struct World {
     pub reports: BTreeMap<Ordinal, Report>,
     /// `None`: the data plane did not answer, so nothing is known of it.
     pub view: Option<View>,
+    /// Why the Secret of the authorities is of no use, and what to do; `None`: it is, or may be made.
+    pub authority_unreadable: Option<String>,
     /// Wall time of the look.
     pub now_unix_ms: u64,
 }

@@ -17,7 +17,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    build, controller,
+    build,
+    certificates::secrets::Secrets,
+    controller,
     lease::Election,
     metrics::Metrics,
     names,
@@ -128,31 +130,34 @@ fn answer(
     }
 }
 
+fn live<'a>(client: &'a Client, cluster: &'a Cluster, secrets: &'a Secrets) -> Live<'a> {
+    Live { client, cluster, image: "node:1", trusted: &[], secrets }
+}
+
 async fn write_everything(calls: &Calls) {
     let new = Sizing { replicas: 3, storage_size: "10Gi".into(), expected: None };
     let (fresh, there) = (client(calls, false), client(calls, true));
     let full = cluster(&json!({"tls": {"mode": "Operator"}}));
-    let live = Live { client: &fresh, cluster: &full, image: "node:1", trusted: &[] };
+    let secrets = Secrets::default();
     observe(&fresh, &Plane::new(&full), &full).await.unwrap();
-    live.apply(&new).await.unwrap();
-    live.create_identity(None).await.unwrap();
-    live.reserve_bootstrap("u", "1").await.unwrap();
-    live.record_node("data-demo-0", "u", 1).await.unwrap();
-    live.delete_pod("demo-0", "u", Some("1"), true).await.unwrap();
-    live.delete_claim("data-demo-0", "u").await.unwrap();
-    live.resize_claim("data-demo-0", "u", "20Gi").await.unwrap();
-    live.orphan_stateful_set("u").await.unwrap();
+    let on_fresh = live(&fresh, &full, &secrets);
+    on_fresh.apply(&new).await.unwrap();
+    on_fresh.create_identity(None).await.unwrap();
+    on_fresh.reserve_bootstrap("u", "1").await.unwrap();
+    on_fresh.record_node("data-demo-0", "u", 1).await.unwrap();
+    on_fresh.delete_pod("demo-0", "u", Some("1"), true).await.unwrap();
+    on_fresh.delete_claim("data-demo-0", "u").await.unwrap();
+    on_fresh.resize_claim("data-demo-0", "u", "20Gi").await.unwrap();
+    on_fresh.orphan_stateful_set("u").await.unwrap();
     let certificate = build::secret(&full, "demo-node-tls".into(), [("tls.crt", "")]);
-    let live = Live { client: &there, cluster: &full, image: "node:1", trusted: &[] };
-    live.write(certificate.clone(), Some(&certificate)).await.unwrap();
+    live(&there, &full, &secrets).write(certificate.clone(), Some(&certificate)).await.unwrap();
     // What is switched off is deleted where it exists.
     let bare = cluster(&json!({
         "pdb": {"enabled": false}, "networkPolicy": {"enabled": false},
         "serviceAccount": {"name": "mine"},
     }));
-    let live = Live { client: &there, cluster: &bare, image: "node:1", trusted: &[] };
     let sizing = Sizing { expected: Some(("u".into(), "1".into())), ..new };
-    live.apply(&sizing).await.unwrap();
+    live(&there, &bare, &secrets).apply(&sizing).await.unwrap();
 }
 
 async fn elect_and_tell(calls: &Calls) {
@@ -216,4 +221,23 @@ async fn the_calls_that_the_operator_makes_are_those_that_the_chart_grants() {
         golden == text,
         "the operator calls the Kubernetes API otherwise: run RINGFOLD_WRITE_DOCS=1 cargo test -p ringfold-operator calls, and change the rules in charts/ringfold-operator/templates/_helpers.tpl\n{text}"
     );
+}
+
+#[tokio::test]
+async fn an_authority_that_cannot_be_read_stops_nothing_but_certificates() {
+    let calls = Calls::default();
+    let (client, cluster) = (client(&calls, true), cluster(&json!({"tls": {"mode": "Operator"}})));
+    let damaged = build::secret(&cluster, "demo-ca".into(), [("current.crt", "damaged")]);
+    let secrets = Secrets { authorities: Some(damaged), ..Secrets::default() };
+    assert!(secrets.held("demo").is_err());
+    let sizing = Sizing {
+        replicas: 3,
+        storage_size: "10Gi".into(),
+        expected: Some(("u".into(), "1".into())),
+    };
+    live(&client, &cluster, &secrets).apply(&sizing).await.unwrap();
+    let calls = calls.lock();
+    assert!(calls.contains("apps/statefulsets patch"), "{calls:?}");
+    let written = calls.iter().find(|c| c.starts_with("/secrets") && *c != "/secrets get");
+    assert_eq!(written, None);
 }

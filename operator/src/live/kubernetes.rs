@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::{
     build::{self, Objects},
+    certificates::secrets::{Secrets, is_ours},
     drift::covers,
     names,
     plane::{Kubernetes, KubernetesError, Sizing},
@@ -34,6 +35,8 @@ pub struct Live<'a> {
     pub image: &'a str,
     /// Hash of the authorities that each pod's node trusts; `None` of one that did not say.
     pub trusted: &'a [Option<String>],
+    /// Of certificates, as they were read before the nodes were asked.
+    pub secrets: &'a Secrets,
 }
 
 pub(super) fn failed(error: kube::Error) -> KubernetesError {
@@ -79,6 +82,19 @@ impl<K> Owned for K where
 {
 }
 
+/// # Errors
+/// When somebody else has made the object.
+pub(super) fn check_ours<K: Owned>(object: &K) -> Result<(), KubernetesError> {
+    if is_ours(object.labels()) {
+        return Ok(());
+    }
+    Err(KubernetesError::Failed(format!(
+        "the {} {} exists and is not the operator's: delete it, or name the cluster otherwise",
+        K::kind(&()),
+        object.name_any()
+    )))
+}
+
 impl Live<'_> {
     fn api<K: Owned>(&self) -> Api<K> {
         Api::namespaced(self.client.clone(), &self.cluster.namespace)
@@ -88,13 +104,8 @@ impl Live<'_> {
     pub(super) async fn ours<K: Owned>(&self, name: &str) -> Result<Option<K>, KubernetesError> {
         let found = self.api::<K>().get_opt(name).await.map_err(failed)?;
         let Some(object) = found else { return Ok(None) };
-        if object.labels().get(names::MANAGED_BY_LABEL).is_some_and(|m| m == names::FIELD_MANAGER) {
-            return Ok(Some(object));
-        }
-        Err(KubernetesError::Failed(format!(
-            "the {} {name} exists and is not the operator's: delete it, or name the cluster otherwise",
-            K::kind(&())
-        )))
+        check_ours(&object)?;
+        Ok(Some(object))
     }
 
     /// Server-side apply, where something differs.

@@ -11,11 +11,12 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, ResourceExt as _, api::ListParams};
 
-use ringfold_crds::names::certificate;
+use ringfold_tls::Role;
 
-use super::{Plane, kubernetes::failed};
+use super::{Plane, certificates, kubernetes::failed};
 use crate::{
     build,
+    certificates::secrets::{self, Secrets},
     decide::claim_name,
     names,
     plane::KubernetesError,
@@ -24,6 +25,8 @@ use crate::{
     world::{Claim, Identity, Ordinal, Pod, StatefulSet, World, pod_name},
 };
 
+/// The world, and the Secrets of certificates, which hold keys and are of no concern to decisions.
+///
 /// # Errors
 /// When the Kubernetes API did not answer: nothing may be decided then. Nodes that do not answer are
 /// absent from the world.
@@ -31,16 +34,17 @@ pub async fn observe(
     client: &Client,
     plane: &Plane,
     cluster: &Cluster,
-) -> Result<World, KubernetesError> {
+) -> Result<(World, Secrets), KubernetesError> {
     let (name, namespace) = (cluster.name.as_str(), cluster.namespace.as_str());
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let sets: Api<KubeSet> = Api::namespaced(client.clone(), namespace);
     let pods: Api<KubePod> = Api::namespaced(client.clone(), namespace);
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
     let labels = ListParams::default().labels(&build::selector_text(name));
     let secret_name = names::identity(name);
-    let (secret, set, pods, claims) = tokio::try_join!(
-        secrets.get_opt(&secret_name),
+    let (secret, secrets, set, pods, claims) = tokio::try_join!(
+        api.get_opt(&secret_name),
+        certificates::read(&api, cluster),
         sets.get_opt(name),
         pods.list(&labels),
         claims.list(&labels),
@@ -55,24 +59,23 @@ pub async fn observe(
         .iter()
         .filter_map(|c| Some((ordinal(&c.name_any(), name, claim_name)?, claim(c))))
         .collect();
-    if cluster.tls
-        && let Some(secret) = secrets.get_opt(&certificate(name, "admin")).await.map_err(failed)?
-        && let Some(pem) = super::certificates::pem(&secret)
-    {
+    if let Some(pem) = secrets.leaves.get(&Role::Admin).and_then(secrets::pem) {
         plane.show(&pem);
     }
     let running: Vec<_> =
         pods.iter().filter(|(_, p): &(_, &Pod)| p.running).map(|(o, _)| *o).collect();
     let (reports, view) = plane.look(&running).await;
-    Ok(World {
+    let world = World {
         identity: secret.as_ref().and_then(identity),
         stateful_set: set.as_ref().map(stateful_set),
         pods,
         claims,
         reports,
         view,
+        authority_unreadable: secrets.held(name).err().map(|e| e.to_string()),
         now_unix_ms,
-    })
+    };
+    Ok((world, secrets))
 }
 
 fn ordinal(name: &str, cluster: &str, named: fn(&str, Ordinal) -> String) -> Option<Ordinal> {

@@ -215,6 +215,7 @@ impl Sim {
             claims: self.claims.iter().map(|(o, c)| (*o, claim(c))).collect(),
             reports: self.reports(),
             view: self.answers().then(|| self.view()),
+            authority_unreadable: None,
             now_unix_ms: self.now_ms,
         }
     }

@@ -75,6 +75,7 @@ fn at_rest() -> World {
             members: (0..3).map(|o| (u64::from(o) + 1, member(o))).collect(),
             ..View::default()
         }),
+        authority_unreadable: None,
         now_unix_ms: 1,
     }
 }
@@ -173,6 +174,22 @@ fn a_lost_volume_degrades_and_a_silent_cluster_is_not_available() {
     let silent = told(&cluster(json!({})), &world);
     assert_eq!(is(&silent, condition::AVAILABLE), (false, "NoAnswer".into()));
     assert!(!is(&silent, condition::READY).0);
+}
+
+#[test]
+fn an_authority_that_cannot_be_read_degrades_and_all_else_goes_on() {
+    let mut world = at_rest();
+    world.authority_unreadable = Some("restore it".into());
+    let more = told(&cluster(json!({"replicas": 5})), &world);
+    assert_eq!(is(&more, condition::DEGRADED), (true, "AuthorityUnreadable".into()));
+    let degraded = more.conditions.iter().find(|c| c.type_ == condition::DEGRADED).unwrap();
+    assert_eq!(degraded.message, "restore it");
+    assert!(is(&more, condition::RECONCILING).0 && !is(&more, condition::STALLED).0);
+    assert!(is(&told(&cluster(json!({})), &world), condition::READY).0);
+    // Nodes that never got certificates do not answer.
+    world.view = None;
+    let silent = told(&cluster(json!({})), &world);
+    assert_eq!(is(&silent, condition::DEGRADED), (true, "AuthorityUnreadable".into()));
 }
 
 #[test]
