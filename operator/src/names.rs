@@ -7,7 +7,7 @@ pub use ringfold_crds::names::{
 pub const DOMAIN: &str = "ringfold.dev/";
 /// The one field manager of everything that the operator applies.
 pub const FIELD_MANAGER: &str = "ringfold-operator";
-/// Its value: [`FIELD_MANAGER`].
+/// Label of whatever the operator makes. Its value: [`FIELD_MANAGER`].
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// On the identity Secret: UID of the only claim that may be bootstrapped.
 pub const BOOTSTRAP_CLAIM: &str = "ringfold.dev/bootstrap-claim";

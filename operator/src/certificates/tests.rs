@@ -316,6 +316,16 @@ fn what_is_lost_while_it_is_replaced_or_lost_again_stays_trusted_up_to_a_limit()
     let all = ringfold_tls::authorities(&world.authorities().bundle());
     assert_eq!(all.len(), LOST_MAX + 1);
     assert_eq!(id(&all[0]), known[0], "it has issued what is shown");
+    // One that came late, and has issued something, stays as well.
+    world.secrets.leaves.remove(&Role::Client);
+    world.settle();
+    world.now += BROUGHT_AFTER_S;
+    assert_eq!(world.settle(), [Change::Issue(Role::Client)]);
+    let late = world.issuers()[2].clone();
+    world.lose_the_authority();
+    world.settle();
+    let all = ringfold_tls::authorities(&world.authorities().bundle());
+    assert!(all.iter().any(|a| id(a) == late));
 }
 
 #[test]
@@ -471,16 +481,16 @@ impl Life {
     }
 
     fn happen(&mut self) {
-        match self.rng.random_range(0..100) {
-            0..4 if self.world.secrets.authorities.is_some() => {
+        match self.rng.random_range(0..400) {
+            0..16 if self.world.secrets.authorities.is_some() => {
                 self.world.ask(names::REPLACE_AUTHORITY);
             }
-            4..6 => _ = self.lose(),
-            6 if self.lose() => drop(self.world.secrets.leaves.remove(&Role::Client)),
-            7 if self.lose() => self.world.damage(Role::Admin, "tls.key"),
-            8 => drop(self.world.secrets.leaves.remove(&Role::Client)),
-            9..12 => self.silent = !self.silent,
-            12..30 => self.skip(),
+            16 => _ = self.lose(),
+            17 if self.lose() => drop(self.world.secrets.leaves.remove(&Role::Client)),
+            18 if self.lose() => self.world.damage(Role::Admin, "tls.key"),
+            19 => drop(self.world.secrets.leaves.remove(&Role::Client)),
+            20..30 => self.silent = !self.silent,
+            30..110 => self.skip(),
             _ => {}
         }
     }
