@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ringfold_tls::issue::{Authority, Issued, Subject};
-use ringfold_tls::{Role, Tls};
+use ringfold_tls::{Files, Role, Tls};
 
 use crate::cluster::LOOPBACK;
 
@@ -41,13 +41,13 @@ fn issue(by: &Authority, role: Role, not_after_unix_s: u64) -> Issued {
 /// A client's, of any authority.
 pub fn client(dir: &Path, by: &Authority, trusts: &str, role: Role) -> Tls {
     issue(by, role, now_unix_s() + DAY_S).write(dir, trusts).unwrap();
-    Tls::open(Issued::files(dir)).unwrap()
+    Tls::open(Files::in_folder(dir)).unwrap()
 }
 
 /// A client's that was valid until a minute ago.
 pub fn expired(dir: &Path, by: &Authority) -> Tls {
     issue(by, Role::Client, now_unix_s() - 60).write(dir, &by.issued.cert).unwrap();
-    Tls::open(Issued::files(dir)).unwrap()
+    Tls::open(Files::in_folder(dir)).unwrap()
 }
 
 impl Certificates {
@@ -74,7 +74,7 @@ impl Certificates {
     /// Changes only whom all trust.
     pub fn trust(&self, trusted: &str) {
         for dir in [self.node_dir(), self.dir.join("admin")] {
-            let files = Issued::files(&dir);
+            let files = Files::in_folder(&dir);
             let read = |path| std::fs::read_to_string(path).unwrap();
             let same = Issued { cert: read(&files.cert), key: read(&files.key) };
             same.write(&dir, trusted).unwrap();
@@ -84,7 +84,7 @@ impl Certificates {
 
     /// Variables of a node's settings.
     pub fn env(&self) -> [(&'static str, PathBuf); 3] {
-        let files = Issued::files(&self.node_dir());
+        let files = Files::in_folder(&self.node_dir());
         [
             ("RINGFOLD_NODE_TLS_CERT_FILE", files.cert),
             ("RINGFOLD_NODE_TLS_KEY_FILE", files.key),

@@ -11,6 +11,11 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 
+/// Names of the parts in a folder, and in Secrets of the type `kubernetes.io/tls`.
+pub const CERT_NAME: &str = "tls.crt";
+pub const KEY_NAME: &str = "tls.key";
+pub const CA_NAME: &str = "ca.crt";
+
 /// Where a process has its certificates from, each PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
@@ -61,6 +66,15 @@ fn unusable(error: impl std::fmt::Display) -> TlsError {
 }
 
 impl Files {
+    /// Those of a folder with one certificate.
+    pub fn in_folder(folder: &Path) -> Files {
+        Files::named(|name| folder.join(name))
+    }
+
+    pub(crate) fn named(part: impl Fn(&str) -> PathBuf) -> Files {
+        Files { cert: part(CERT_NAME), key: part(KEY_NAME), ca: part(CA_NAME) }
+    }
+
     pub(crate) fn load(&self) -> Result<Loaded, TlsError> {
         let read = |path: &PathBuf| {
             std::fs::read(path).map_err(|e| TlsError::Read {
@@ -74,6 +88,14 @@ impl Files {
 }
 
 impl Pem {
+    /// Of parts that are asked for by their names.
+    ///
+    /// # Errors
+    /// That of the first part that is not there.
+    pub fn of_parts<E>(part: impl Fn(&str) -> Result<Vec<u8>, E>) -> Result<Pem, E> {
+        Ok(Pem { cert: part(CERT_NAME)?, key: part(KEY_NAME)?, ca: part(CA_NAME)? })
+    }
+
     /// `from`: what errors call the parts.
     pub(crate) fn load(&self, from: &Files) -> Result<Loaded, TlsError> {
         let Pem { cert, key, ca } = self;

@@ -7,7 +7,7 @@ use rcgen::{
 };
 use time::OffsetDateTime;
 
-use crate::Role;
+use crate::{Files, Role};
 
 /// Clocks differ: a certificate is valid a little before it was made.
 const BEFORE_S: u64 = 300;
@@ -28,7 +28,7 @@ pub struct Issued {
 }
 
 impl Issued {
-    /// Writes both, and the authorities to trust, as [`Issued::files`] names them. The key can be read
+    /// Writes both, and the authorities to trust, as [`Files::in_folder`] names them. The key can be read
     /// by this user alone.
     ///
     /// # Errors
@@ -36,7 +36,7 @@ impl Issued {
     pub fn write(&self, dir: &Path, authorities: &str) -> std::io::Result<()> {
         use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
         std::fs::create_dir_all(dir)?;
-        let files = Issued::files(dir);
+        let files = Files::in_folder(dir);
         for (path, content, mode) in [
             (&files.cert, self.cert.as_str(), 0o644),
             (&files.key, self.key.as_str(), 0o600),
@@ -53,9 +53,9 @@ impl Issued {
         Ok(())
     }
 
-    /// As Secrets of the type `kubernetes.io/tls` have them.
-    pub fn files(dir: &Path) -> crate::Files {
-        crate::Files { cert: dir.join("tls.crt"), key: dir.join("tls.key"), ca: dir.join("ca.crt") }
+    /// As [`Files::in_folder`].
+    pub fn files(dir: &Path) -> Files {
+        Files::in_folder(dir)
     }
 }
 

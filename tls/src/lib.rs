@@ -11,7 +11,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use files::{Files, Pem, TlsError, authorities_id};
+pub use files::{CA_NAME, CERT_NAME, Files, KEY_NAME, Pem, TlsError, authorities_id};
 pub use role::Role;
 pub use stream::Stream;
 
@@ -66,8 +66,7 @@ impl Tls {
     /// # Errors
     /// When the parts do not belong together.
     pub fn from_pem(name: &str, pem: &Pem) -> Result<Tls, TlsError> {
-        let part = |part: &str| format!("{part} of {name}").into();
-        let files = Files { cert: part("tls.crt"), key: part("tls.key"), ca: part("ca.crt") };
+        let files = Files::named(|part| format!("{part} of {name}").into());
         let now = ArcSwap::from_pointee(pem.load(&files)?);
         Ok(Tls(Arc::new(Shared { files, is_given: true, now })))
     }
@@ -144,7 +143,8 @@ impl Tls {
         Ok((stream.into(), role))
     }
 
-    /// The handshake of a connection to `host`, which has to stand in the other's certificate.
+    /// The handshake of a connection to `host`, which has to stand in the other's certificate. An IPv6
+    /// address may be in brackets, as URLs have it.
     ///
     /// # Errors
     /// When its certificate is not the cluster's, not valid now, or another host's; or it does not
@@ -159,7 +159,8 @@ impl Tls {
             Protocol::Http2 => self.0.now.load().http2_client.clone(),
             Protocol::Peer => self.0.now.load().peer_client.clone(),
         };
-        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        let name = ServerName::try_from(bare.to_owned()).map_err(io::Error::other)?;
         let stream = TlsConnector::from(config).connect(name, stream).await?;
         let role = Role::of(stream.get_ref().1.peer_certificates().and_then(|c| c.first()));
         Ok((stream.into(), role))

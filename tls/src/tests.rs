@@ -7,7 +7,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::issue::{Authority, Issued, Subject};
+use crate::issue::{Authority, Subject};
 
 const YEAR_S: u64 = 365 * 86_400;
 const NOW_S: u64 = 1_800_000_000;
@@ -17,11 +17,11 @@ fn authority(name: &str) -> Authority {
     Authority::new(name, 0, NOW_S + 1_000 * YEAR_S).unwrap()
 }
 
-/// Writes a certificate for localhost, and whom it trusts. `valid_s`: from when to when.
+/// Writes a certificate for loopback, and whom it trusts. `valid_s`: from when to when.
 fn write(dir: &Path, by: &Authority, role: Role, valid_s: (u64, u64), trusts: &[&Authority]) {
     let subject = Subject {
         name: "it",
-        hosts: &["localhost".to_owned(), "127.0.0.1".to_owned()],
+        hosts: &["localhost", "127.0.0.1", "::1"].map(str::to_owned),
         role,
         not_before_unix_s: valid_s.0,
         not_after_unix_s: valid_s.1,
@@ -35,7 +35,7 @@ const VALID: (u64, u64) = (0, NOW_S + 900 * YEAR_S);
 
 fn made(dir: &Path, by: &Authority, role: Role, trusts: &[&Authority]) -> Tls {
     write(dir, by, role, VALID, trusts);
-    Tls::open(Issued::files(dir)).unwrap()
+    Tls::open(Files::in_folder(dir)).unwrap()
 }
 
 /// A connection of `client` to `server`, with a byte each way: what each takes the other for.
@@ -72,6 +72,19 @@ async fn both_sides_know_what_the_other_is() {
 }
 
 #[tokio::test]
+async fn an_ipv6_address_is_the_same_in_brackets_and_without() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority("ours");
+    let node = made(dir.path(), &ca, Role::Node, &[&ca]);
+    for host in ["::1", "[::1]"] {
+        assert!(meet(&node, &node, host).await.is_some(), "{host}");
+    }
+    for host in ["::2", "[::2]", "[::1", "::1]", "[[::1]]", "[]"] {
+        assert!(meet(&node, &node, host).await.is_none(), "{host}");
+    }
+}
+
+#[tokio::test]
 async fn without_a_certificate_with_a_foreign_or_an_expired_one_nobody_gets_in() {
     let dir = tempfile::tempdir().unwrap();
     let (ca, foreign) = (authority("ours"), authority("theirs"));
@@ -80,7 +93,7 @@ async fn without_a_certificate_with_a_foreign_or_an_expired_one_nobody_gets_in()
     assert_eq!(meet(&node, &stranger, "localhost").await, None);
     let expired_dir = dir.path().join("e");
     write(&expired_dir, &ca, Role::Node, (YEAR_S, 2 * YEAR_S), &[&ca]);
-    let expired = Tls::open(Issued::files(&expired_dir)).unwrap();
+    let expired = Tls::open(Files::in_folder(&expired_dir)).unwrap();
     assert_eq!(meet(&node, &expired, "localhost").await, None);
     assert_eq!(meet(&expired, &node, "localhost").await, None, "nor does anybody trust it");
     let client = made(&dir.path().join("c"), &ca, Role::Client, &[&ca]);
@@ -127,18 +140,18 @@ async fn what_cannot_be_read_changes_nothing_and_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let ca = authority("ours");
     let node = made(dir.path(), &ca, Role::Node, &[&ca]);
-    let key = fs::read(dir.path().join("tls.key")).unwrap();
+    let key = fs::read(dir.path().join(KEY_NAME)).unwrap();
     for (file, content, why) in [
-        ("tls.key", b"".to_vec(), "a private key"),
-        ("tls.key", authority("other").issued.key.into_bytes(), "belong together"),
-        ("ca.crt", b"no certificate".to_vec(), "certificates"),
+        (KEY_NAME, b"".to_vec(), "a private key"),
+        (KEY_NAME, authority("other").issued.key.into_bytes(), "belong together"),
+        (CA_NAME, b"no certificate".to_vec(), "certificates"),
     ] {
         fs::write(dir.path().join(file), content).unwrap();
         let error = node.reload().unwrap_err().to_string();
         assert!(error.contains(why), "{file}: {error}");
-        fs::write(dir.path().join("tls.key"), &key).unwrap();
+        fs::write(dir.path().join(KEY_NAME), &key).unwrap();
     }
-    fs::remove_file(dir.path().join("ca.crt")).unwrap();
+    fs::remove_file(dir.path().join(CA_NAME)).unwrap();
     assert!(matches!(node.reload(), Err(TlsError::Read { .. })));
     assert!(meet(&node, &node, "localhost").await.is_some(), "it goes on with what it had");
 }

@@ -2,8 +2,8 @@
 //! nowhere: all nodes start together.
 use crate::error::CliError;
 use ringfold_client::{Tls, TlsError};
-use ringfold_tls::Role;
-use ringfold_tls::issue::{Authority, IssueError, Issued, Subject};
+use ringfold_tls::issue::{Authority, IssueError, Subject};
+use ringfold_tls::{Files, Role};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -50,14 +50,14 @@ pub fn make(data: &Path) -> Result<Tls, CliError> {
             };
             authority.issue(&subject)?.write(&dir, &authority.issued.cert)?;
         }
-        Ok(Tls::open(Issued::files(&admin(data)))?)
+        Ok(Tls::open(Files::in_folder(&admin(data)))?)
     };
     made(data).map_err(|e| CliError::other(format!("certificates cannot be made: {e}")))
 }
 
 /// Variables with which `ringfold` is an admin.
 pub fn environment(data: &Path) -> [(&'static str, OsString); 3] {
-    let files = Issued::files(&admin(data));
+    let files = Files::in_folder(&admin(data));
     [
         ("RINGFOLD_TLS_CERT", files.cert.into()),
         ("RINGFOLD_TLS_KEY", files.key.into()),

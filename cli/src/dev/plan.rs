@@ -3,7 +3,6 @@ use super::certificates;
 use super::settled::Remembered;
 use ringfold_proto::v1::{MemberState, Partition, Replica, TopologyResponse};
 use ringfold_tls::Files;
-use ringfold_tls::issue::Issued;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -54,7 +53,7 @@ impl NodePlan {
         let client_listen = format!("127.0.0.1:{}", self.client_port);
         let gossip_listen = format!("127.0.0.1:{}", self.gossip_port);
         let http_listen = format!("127.0.0.1:{}", self.http_port);
-        let tls = self.tls.as_deref().map(Issued::files);
+        let tls = self.tls.as_deref().map(Files::in_folder);
         let tls_file = |of: fn(&Files) -> &PathBuf| -> OsString {
             tls.as_ref().map(|files| of(files).into()).unwrap_or_default()
         };

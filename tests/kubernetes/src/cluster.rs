@@ -48,11 +48,10 @@ pub struct Cluster<'a> {
 pub async fn pem(space: &Space, secret: &str) -> Result<Pem, String> {
     let found = space.api::<Secret>().get(secret).await.map_err(|e| e.to_string())?;
     let data = found.data.unwrap_or_default();
-    let part = |key: &str| {
+    Pem::of_parts(|key| {
         let part = data.get(key).map(|b| b.0.clone());
         part.ok_or_else(|| format!("{secret} has no {key}"))
-    };
-    Ok(Pem { cert: part("tls.crt")?, key: part("tls.key")?, ca: part("ca.crt")? })
+    })
 }
 
 impl<'a> Cluster<'a> {
