@@ -24,17 +24,21 @@ const CLUSTERS_MAX: u32 = 50;
 pub async fn config(global: &Global) -> Result<ClientConfig, CliError> {
     let (client, namespace) = connect(&global.kubernetes).await?;
     let clusters: Api<EventStoreCluster> = Api::namespaced(client.clone(), &namespace);
-    let name = match &global.kubernetes {
-        Args { cluster: Some(name), .. } => name.clone(),
+    let cluster = match &global.kubernetes {
+        Args { cluster: Some(name), .. } => {
+            let found = clusters.get(name).await;
+            found.map_err(|e| failed(format_args!("the cluster {namespace}/{name}"), e))?
+        }
         _ => {
             let listed = clusters.list(&ListParams::default().limit(CLUSTERS_MAX)).await;
             let listed = listed.map_err(|e| {
                 failed(format_args!("clusters of namespace {namespace}"), e)
                     .action("name the cluster with --cluster")
             })?;
-            the_one(&namespace, listed.iter().map(|c| c.name_any()).collect())?
+            the_one(&namespace, listed.items)?
         }
     };
+    let name = cluster.name_any();
     let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
     let (label, value) = NAME_LABEL;
     let labels = ListParams::default().labels(&format!("{label}={value},{CLUSTER_LABEL}={name}"));
@@ -51,7 +55,10 @@ pub async fn config(global: &Global) -> Result<ClientConfig, CliError> {
     }
     running.sort_by_key(|p| !is_ready(p));
     let names = running.iter().take(ENDPOINTS_MAX).map(|p| p.name_any());
-    let tls = certificates(&clusters, &name, &namespace, &client).await?;
+    let tls = match cluster.spec.tls.mode {
+        TlsMode::Disabled => None,
+        TlsMode::Operator => Some(certificates(client, &namespace, &name).await?),
+    };
     let urls = names.map(|p| client_url(&name, &namespace, &p, tls.is_some()));
     let mut config = ClientConfig::new(urls);
     config.connect_timeout = CONNECT_TIMEOUT;
@@ -61,41 +68,35 @@ pub async fn config(global: &Global) -> Result<ClientConfig, CliError> {
     Ok(config)
 }
 
-/// The administrator's certificate, where the cluster speaks TLS.
-async fn certificates(
-    clusters: &Api<EventStoreCluster>,
-    name: &str,
-    namespace: &str,
-    client: &Client,
-) -> Result<Option<Tls>, CliError> {
-    let cluster = clusters.get(name).await;
-    let cluster = cluster.map_err(|e| failed(format_args!("the cluster {namespace}/{name}"), e))?;
-    if cluster.spec.tls.mode == TlsMode::Disabled {
-        return Ok(None);
-    }
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let secret = certificate(name, "admin");
+/// The administrator's certificate, of a cluster that speaks TLS.
+async fn certificates(client: Client, namespace: &str, cluster: &str) -> Result<Tls, CliError> {
+    let secrets: Api<Secret> = Api::namespaced(client, namespace);
+    let secret = certificate(cluster, "admin");
     let found = secrets.get(&secret).await;
     let found = found.map_err(|e| failed(format_args!("the Secret {namespace}/{secret}"), e))?;
-    let part = |key: &str| {
-        let part = found.data.as_ref().and_then(|d| d.get(key)).map(|b| b.0.clone());
+    let data = found.data.unwrap_or_default();
+    let pem = Pem::of_parts(|key| {
+        let part = data.get(key).map(|b| b.0.clone());
         part.ok_or_else(|| CliError::other(format!("the Secret {namespace}/{secret} has no {key}")))
-    };
-    let pem = Pem { cert: part("tls.crt")?, key: part("tls.key")?, ca: part("ca.crt")? };
-    Tls::from_pem(&secret, &pem).map(Some).map_err(|e| CliError::other(e.to_string()))
+    })?;
+    Tls::from_pem(&secret, &pem).map_err(|e| CliError::other(e.to_string()))
 }
 
 /// The only cluster of a namespace.
-fn the_one(namespace: &str, mut names: Vec<String>) -> Result<String, CliError> {
-    match (names.pop(), names.is_empty()) {
-        (Some(name), true) => Ok(name),
+fn the_one(
+    namespace: &str,
+    mut clusters: Vec<EventStoreCluster>,
+) -> Result<EventStoreCluster, CliError> {
+    match (clusters.pop(), clusters.is_empty()) {
+        (Some(cluster), true) => Ok(cluster),
         (None, _) => {
             let message = format!("the namespace {namespace} has no EventStoreCluster");
             Err(CliError::new(Exit::NotFound, message)
                 .action("name its namespace with -n, or its context with --context"))
         }
         (Some(last), false) => {
-            names.push(last);
+            clusters.push(last);
+            let mut names: Vec<_> = clusters.iter().map(|c| c.name_any()).collect();
             names.sort();
             let message =
                 format!("the namespace {namespace} has several clusters: {}", names.join(", "));
@@ -153,10 +154,13 @@ mod tests {
 
     #[test]
     fn the_only_cluster_of_a_namespace_need_not_be_named() {
-        let names = |n: &[&str]| n.iter().map(|n| n.to_string()).collect();
-        assert_eq!(the_one("shop", names(&["demo"])).unwrap(), "demo");
-        assert_eq!(the_one("shop", names(&[])).unwrap_err().exit, Exit::NotFound);
-        let several = the_one("shop", names(&["b", "a"])).unwrap_err();
+        let of = |names: &[&str]| {
+            let spec = || serde_json::from_value(serde_json::json!({})).unwrap();
+            the_one("shop", names.iter().map(|n| EventStoreCluster::new(n, spec())).collect())
+        };
+        assert_eq!(of(&["demo"]).unwrap().name_any(), "demo");
+        assert_eq!(of(&[]).unwrap_err().exit, Exit::NotFound);
+        let several = of(&["b", "a"]).unwrap_err();
         assert!(several.exit == Exit::Usage && several.message.ends_with("a, b"));
     }
 
