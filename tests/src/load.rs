@@ -1,4 +1,10 @@
 //! Writers, readers and lookups over several streams, through random nodes, that record a history.
+mod calls;
+mod judge;
+
+pub use calls::{append_request, consistency_of, lookup, new_event, outcome_of, read};
+pub use judge::{judge, judge_answers, read_final, read_final_on};
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
@@ -8,22 +14,18 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use ringfold_proto::v1::event_store_client::EventStoreClient;
-use ringfold_proto::v1::{self, append_stream_response, expected_revision};
+use ringfold_proto::v1::{self, append_stream_response};
 use tokio::task::JoinSet;
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
 
-use crate::ballast;
-use crate::checker;
-use crate::cluster::{LocalCluster, detail, reason, timed, within};
+use self::calls::{ATTEMPT_MAX, acknowledged, failed};
+use crate::cluster::{LocalCluster, timed, within};
 use crate::history::{
-    Append, AppendOutcome, Clock, Consistency, Event, Expected, FinalLog, History, Lookup,
-    LookupOutcome, Read, SeenEvent, SeenState, Span,
+    Append, AppendOutcome, Clock, Consistency, Event, Expected, History, LookupOutcome, Read, Span,
 };
-use crate::model::{self, LAST_CATEGORY, random_data};
+use crate::model::{LAST_CATEGORY, random_data};
 
-/// One attempt; a paused node says nothing for as long.
-const ATTEMPT_MAX: Duration = Duration::from_secs(4);
 /// How long an append whose outcome is unknown is tried again after the load was told to stop.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 /// Appends in flight on one pipeline.
@@ -481,310 +483,5 @@ impl Client {
         };
         let read = read(&mut store, self.shared.clock, request).await;
         self.history.reads.push(read);
-    }
-}
-
-pub fn append_request(
-    stream: &str,
-    events: &[Event],
-    expected: Expected,
-    after_position: u64,
-) -> v1::AppendRequest {
-    use expected_revision::Expected as E;
-    let expected = match expected {
-        Expected::Any => E::Any(expected_revision::Any {}),
-        Expected::NoStream => E::NoStream(expected_revision::NoStream {}),
-        Expected::StreamExists => E::StreamExists(expected_revision::StreamExists {}),
-        Expected::Exact(n) => E::Exact(n),
-    };
-    v1::AppendRequest {
-        stream: stream.to_string(),
-        events: events.iter().map(new_event).collect(),
-        expected: Some(v1::ExpectedRevision { expected: Some(expected) }),
-        after_position,
-    }
-}
-
-pub fn new_event(event: &Event) -> v1::NewEvent {
-    v1::NewEvent {
-        id: Bytes::copy_from_slice(&event.id.to_be_bytes()),
-        r#type: "Changed".into(),
-        schema_version: 1,
-        content_type: String::new(),
-        data: event.data.clone(),
-        metadata: Bytes::new(),
-    }
-}
-
-fn acknowledged(ok: &v1::AppendResponse) -> AppendOutcome {
-    AppendOutcome::Acknowledged {
-        first_revision: ok.first_revision,
-        last_revision: ok.last_revision,
-        first_position: ok.first_position,
-        last_position: ok.last_position,
-        partition: ok.partition,
-    }
-}
-
-fn failed(
-    code: Code,
-    reason: &str,
-    metadata: impl Fn(&str) -> Option<String>,
-    message: &str,
-) -> AppendOutcome {
-    // These say that nothing was stored; anything else leaves it open. Without a reason it is not
-    // the product that speaks: HTTP/2 resets become codes too.
-    let definite = !reason.is_empty()
-        && matches!(
-            code,
-            Code::InvalidArgument
-                | Code::FailedPrecondition
-                | Code::AlreadyExists
-                | Code::NotFound
-                | Code::ResourceExhausted
-        );
-    if !definite {
-        return AppendOutcome::Unknown { why: format!("{code:?} {reason}: {message}") };
-    }
-    let retry = metadata("retry").is_some_and(|r| r != "no");
-    let actual = (reason == "WRONG_EXPECTED_REVISION").then(|| {
-        let actual = metadata("actual").expect("WRONG_EXPECTED_REVISION names the actual revision");
-        match actual.as_str() {
-            "none" => None,
-            revision => Some(revision.parse().expect("a revision or `none`")),
-        }
-    });
-    // A full disk refuses whatever comes, known or not.
-    let for_good = !retry && reason != "DISK_FULL";
-    AppendOutcome::Refused { reason: reason.to_string(), actual, for_good }
-}
-
-pub fn outcome_of(answer: Result<v1::AppendResponse, Status>) -> AppendOutcome {
-    match answer {
-        Ok(ok) => acknowledged(&ok),
-        Err(status) => failed(
-            status.code(),
-            &reason(&status),
-            |field| detail(&status, field),
-            status.message(),
-        ),
-    }
-}
-
-pub fn consistency_of(consistency: Consistency) -> i32 {
-    (match consistency {
-        Consistency::Linearizable => v1::Consistency::Linearizable,
-        Consistency::Lease => v1::Consistency::Lease,
-        Consistency::Stale => v1::Consistency::Stale,
-    }) as i32
-}
-
-/// One lookup, recorded.
-pub async fn lookup(
-    store: &mut Store,
-    clock: Clock,
-    client: u32,
-    stream: Arc<str>,
-    consistency: Consistency,
-    min_position: u64,
-) -> Lookup {
-    let request = v1::LookupRequest {
-        stream: stream.to_string(),
-        consistency: consistency_of(consistency),
-        min_position,
-    };
-    let start_ns = clock.now_ns();
-    let answer = within(store.lookup(timed(request, ATTEMPT_MAX)), ATTEMPT_MAX).await;
-    let outcome = match answer {
-        Ok(v1::LookupResponse { state: Some(s) }) => LookupOutcome::State(SeenState {
-            revision: s.revision,
-            position: s.position,
-            data: s.data,
-        }),
-        Ok(_) => LookupOutcome::Failed("an answer without a state".into()),
-        Err(s) if reason(&s) == "STREAM_NOT_FOUND" => LookupOutcome::None,
-        Err(s) => LookupOutcome::Failed(format!("{:?} {}: {}", s.code(), reason(&s), s.message())),
-    };
-    Lookup {
-        client,
-        stream,
-        consistency,
-        min_position,
-        span: Span { start_ns, end_ns: clock.now_ns() },
-        outcome,
-    }
-}
-
-/// One read, recorded: `request` without its span and what was seen.
-pub async fn read(store: &mut Store, clock: Clock, mut request: Read) -> Read {
-    let message = v1::ReadRequest {
-        stream: request.stream.to_string(),
-        from_revision: request.from_revision,
-        backwards: request.backwards,
-        max_count: request.max_count,
-        consistency: consistency_of(request.consistency),
-        min_position: request.min_position,
-    };
-    let start_ns = clock.now_ns();
-    let work = async {
-        let mut pages = store.read(timed(message, ATTEMPT_MAX)).await?.into_inner();
-        let mut seen = Vec::new();
-        while let Some(page) = pages.message().await? {
-            seen.extend(page.events.into_iter().map(seen_event));
-        }
-        Ok::<_, Status>(seen)
-    };
-    request.seen = match tokio::time::timeout(ATTEMPT_MAX, work).await {
-        Ok(Ok(seen)) => Some(seen),
-        Ok(Err(s)) if reason(&s) == "STREAM_NOT_FOUND" => Some(Vec::new()),
-        _ => None,
-    };
-    request.span = Span { start_ns, end_ns: clock.now_ns() };
-    request
-}
-
-fn seen_event(e: v1::RecordedEvent) -> SeenEvent {
-    SeenEvent {
-        revision: e.revision,
-        position: e.position,
-        id: u128::from_be_bytes(e.id[..].try_into().expect("an id of 16 bytes")),
-        data: e.data,
-    }
-}
-
-/// Reads every stream whole, and looks each up through every node with every consistency; all of it
-/// goes into the history too.
-///
-/// # Panics
-/// When a stream cannot be read within a minute, or ListStreams and ListStates do not agree with it.
-pub async fn read_final(
-    cluster: &LocalCluster,
-    clock: Clock,
-    names: &[Arc<str>],
-    history: &mut History,
-) -> FinalLog {
-    let stores = cluster.running().map(|n| n.store()).collect();
-    read_final_on(stores, clock, names, history).await
-}
-
-/// The same through these only.
-///
-/// # Panics
-/// As [`read_final`].
-pub async fn read_final_on(
-    stores: Vec<Store>,
-    clock: Clock,
-    names: &[Arc<str>],
-    history: &mut History,
-) -> FinalLog {
-    const READER: u32 = u32::MAX;
-    let mut log = FinalLog::default();
-    for stream in names {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let mut turn = 0;
-        let events = loop {
-            let request = Read {
-                client: READER,
-                stream: stream.clone(),
-                consistency: Consistency::Linearizable,
-                min_position: 0,
-                from_revision: None,
-                backwards: false,
-                max_count: 0,
-                span: Span { start_ns: 0, end_ns: 0 },
-                seen: None,
-            };
-            let mut store = stores[turn % stores.len()].clone();
-            let read = read(&mut store, clock, request).await;
-            turn += 1;
-            history.reads.push(read.clone());
-            if let Some(seen) = read.seen {
-                break seen;
-            }
-            assert!(Instant::now() < deadline, "{stream} cannot be read within a minute");
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        };
-        let last = events.last().map_or(0, |e| e.position);
-        for store in &stores {
-            for consistency in [Consistency::Linearizable, Consistency::Lease, Consistency::Stale] {
-                // Leaders are still spread over the nodes: one may be between two.
-                let lookup = loop {
-                    let mut store = store.clone();
-                    let lookup =
-                        lookup(&mut store, clock, READER, stream.clone(), consistency, last).await;
-                    let LookupOutcome::Failed(error) = &lookup.outcome else { break lookup };
-                    assert!(
-                        Instant::now() < deadline,
-                        "a lookup of {stream} within a minute after all faults were over: {error}"
-                    );
-                    history.lookups.push(lookup);
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                };
-                history.lookups.push(lookup);
-            }
-        }
-        if !events.is_empty() {
-            log.streams.insert(stream.clone(), events);
-        }
-    }
-    let segment = names.first().and_then(|n| Some(n.split_once('.')?.1));
-    check_lists(stores, segment, &log).await;
-    log
-}
-
-/// Ends a test: every stream is read, the history is judged, replicas are compared.
-pub async fn judge(cluster: &LocalCluster, clock: Clock, load: &Load, history: History) {
-    judge_answers(cluster, clock, load, history).await;
-    cluster.assert_no_panic();
-}
-
-/// The same, where a panic that ends a node in good order is no fault.
-pub async fn judge_answers(
-    cluster: &LocalCluster,
-    clock: Clock,
-    load: &Load,
-    mut history: History,
-) {
-    cluster.wait_ready().await;
-    let log = read_final(cluster, clock, &load.names(), &mut history).await;
-    checker::assert_holds(&history, &log, &model::reducers());
-    cluster.assert_replicas_agree().await;
-}
-
-/// Whether a stream is ballast, or of the load of another segment.
-fn is_foreign(stream: &str, segment: Option<&str>) -> bool {
-    stream.split('-').next() == Some(ballast::CATEGORY)
-        || stream.split_once('.').map(|(_, segment)| segment) != segment
-}
-
-async fn check_lists(stores: Vec<Store>, segment: Option<&str>, log: &FinalLog) {
-    let heads: Vec<(String, u64)> = log
-        .streams
-        .iter()
-        .map(|(name, events)| (name.to_string(), events.len() as u64 - 1))
-        .collect();
-    for (i, mut store) in stores.into_iter().enumerate() {
-        let mut streams = Vec::new();
-        let mut pages = store
-            .list_streams(v1::ListStreamsRequest::default())
-            .await
-            .expect("ListStreams")
-            .into_inner();
-        while let Some(page) = pages.message().await.expect("ListStreams") {
-            let loads = page.streams.into_iter().filter(|s| !is_foreign(&s.stream, segment));
-            streams.extend(loads.map(|s| (s.stream, s.revision)));
-        }
-        assert_eq!(streams, heads, "ListStreams through the {i}th");
-        let mut states = Vec::new();
-        let mut pages = store
-            .list_states(v1::ListStatesRequest::default())
-            .await
-            .expect("ListStates")
-            .into_inner();
-        while let Some(page) = pages.message().await.expect("ListStates") {
-            let loads = page.states.into_iter().filter(|s| !is_foreign(&s.stream, segment));
-            states.extend(loads.map(|s| (s.stream, s.revision)));
-        }
-        assert_eq!(states, heads, "ListStates through the {i}th");
     }
 }
