@@ -57,7 +57,7 @@ impl Resize {
     /// next look.
     pub async fn go_on(&mut self, cluster: &mut LocalCluster, running: &Running) {
         if let Stage::Leaving(i) = self.stage {
-            if !cluster.is_running(i) {
+            if cluster.nodes[i].pid().is_none() {
                 cluster.start_node(i);
             }
             match cluster.exited(i) {
@@ -131,16 +131,9 @@ impl Resize {
         &self,
         cluster: &LocalCluster,
     ) -> Option<(usize, Option<usize>, Vec<usize>)> {
-        let mut answers = None;
-        // A node that was removed ends by itself, and counts as running until somebody looks.
-        for i in self.asked(cluster) {
-            let node = &cluster.nodes[i];
-            if let (Ok(plan), Ok(topology)) = (cluster.plan_of(node).await, node.topology().await) {
-                answers = Some((plan, topology));
-                break;
-            }
-        }
-        let (plan, topology) = answers?;
+        let node = &cluster.nodes[self.asked(cluster).next()?];
+        let plan = cluster.plan_of(node).await.ok()?;
+        let topology = node.topology().await.ok()?;
         let active = |m: &&Member| m.state == MemberState::Active as i32;
         let active: Vec<u64> = topology.members.iter().filter(active).map(|m| m.node_id).collect();
         let mut replicas = topology.partition_map.iter().flat_map(|p| &p.replicas);

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ringfold_tests::cluster::{Turn, binary, eventually, free_ports, partition_of, scratch, spawn};
+use ringfold_tests::cluster::{
+    Turn, binary, eventually, free_ports, has_ended, partition_of, scratch, spawn, wait_exit,
+};
 use ringfold_tests::disk::{self, SmallDisk};
 
 /// Set in the process that is to be killed in the middle.
@@ -45,6 +47,24 @@ async fn nodes_die_with_a_test_that_is_killed() {
         if state.is_empty() || state.contains(") Z ") { Ok(()) } else { Err(state) }
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_childs_end_is_seen_and_its_exit_code_can_still_be_read() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "read line; exit 7"]).stdin(Stdio::piped());
+    let mut child = spawn(command).unwrap();
+    assert!(!has_ended(&child));
+    drop(child.stdin.take());
+    for _ in 0..2 {
+        eventually("its end is seen", Duration::from_secs(5), || {
+            std::future::ready(has_ended(&child).then_some(()).ok_or("it runs".to_owned()))
+        })
+        .await;
+    }
+    let status = wait_exit(&mut child, Duration::ZERO).await.unwrap();
+    assert_eq!(status.code(), Some(7));
+    assert!(has_ended(&child), "and stays so");
 }
 
 #[tokio::test]

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant, SystemTime};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+use ringfold_proto::v1::{Member, MemberState};
 use ringfold_tests::ballast::Ballast;
-use ringfold_tests::cluster::{LocalCluster, Settings, eventually};
+use ringfold_tests::cluster::{LocalCluster, Settings};
 use ringfold_tests::history::{Clock, History};
 use ringfold_tests::load::{self, Load, Running, judge};
 use ringfold_tests::netns::Net;
@@ -220,12 +221,39 @@ impl Run {
         struck
     }
 
-    async fn wait_at_rest(&self) {
-        eventually("nothing moves", REST_MAX, || async {
-            let plan = self.cluster.plan().await?;
-            if plan.at_rest { Ok(()) } else { Err(format!("{plan:?}")) }
-        })
-        .await;
+    /// Waits until nothing moves, and a node that was removed has left: its process takes a moment to
+    /// end, and answers nothing meanwhile.
+    async fn wait_at_rest(&mut self, running: &Running) {
+        let deadline = Instant::now() + REST_MAX;
+        while let Err(why) = self.at_rest().await {
+            assert!(Instant::now() < deadline, "not at rest within {REST_MAX:?}: {why}");
+            if self.resize.leaving().is_some() {
+                self.resize.go_on(&mut self.cluster, running).await;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Else why not.
+    async fn at_rest(&self) -> Result<(), String> {
+        if let Some(i) = self.resize.leaving() {
+            return Err(format!("node {i} was removed, and has not ended"));
+        }
+        let plan = self.cluster.plan().await?;
+        if !plan.at_rest {
+            return Err(format!("{plan:?}"));
+        }
+        // Also one whose removal was taken although nobody answered the call.
+        for node in self.cluster.running() {
+            let topology = node.topology().await.map_err(|s| format!("{}: {s}", node.name))?;
+            let removed = |m: &&Member| m.state == MemberState::Removed as i32;
+            for member in topology.members.iter().filter(removed) {
+                if self.cluster.running().any(|n| n.name == member.name) {
+                    return Err(format!("{} was removed, and has not ended", member.name));
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -287,7 +315,7 @@ async fn random_faults(minutes: u64, net: Option<Arc<Net>>) {
                 run.resize.left,
             );
         }
-        run.wait_at_rest().await;
+        run.wait_at_rest(&running).await;
         let history = running.stop().await;
         row.count(&history);
         judge(&run.cluster, clock, &load, history).await;
