@@ -481,28 +481,29 @@ impl Life {
     }
 
     fn happen(&mut self) {
+        let secrets = &mut self.world.secrets;
         match self.rng.random_range(0..400) {
-            0..16 if self.world.secrets.authorities.is_some() => {
-                self.world.ask(names::REPLACE_AUTHORITY);
-            }
-            16 => _ = self.lose(),
-            17 if self.lose() => drop(self.world.secrets.leaves.remove(&Role::Client)),
-            18 if self.lose() => self.world.damage(Role::Admin, "tls.key"),
-            19 => drop(self.world.secrets.leaves.remove(&Role::Client)),
+            0..16 if secrets.authorities.is_some() => self.world.ask(names::REPLACE_AUTHORITY),
+            16 => self.lose(None),
+            17 => self.lose(Some(Role::Client)),
+            18 => self.lose(Some(Role::Admin)),
+            19 => drop(secrets.leaves.remove(&Role::Client)),
             20..30 => self.silent = !self.silent,
             30..110 => self.skip(),
             _ => {}
         }
     }
 
-    /// Up to the limit.
-    fn lose(&mut self) -> bool {
+    /// Up to the limit, and with a certificate.
+    fn lose(&mut self, with: Option<Role>) {
         let known = self.world.held().authorities.map_or(0, |a| count(&a.bundle()));
-        let may = known <= LOST_MAX;
-        if may {
-            self.world.lose_the_authority();
+        if known > LOST_MAX {
+            return;
         }
-        may
+        self.world.lose_the_authority();
+        if let Some(role) = with.filter(|r| self.world.secrets.leaves.contains_key(r)) {
+            self.world.damage(role, "tls.key");
+        }
     }
 
     /// Days go by, but nothing runs out before the operator looks again.
