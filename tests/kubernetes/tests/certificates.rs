@@ -101,6 +101,41 @@ fn certificates_and_their_authority_are_replaced_under_load_and_no_event_is_lost
 }
 
 #[test]
+fn a_lost_authority_is_replaced_under_load_while_what_it_issued_stays_valid() {
+    kubernetes(async |space| {
+        let _operator = Operator::install(space).await;
+        let cluster = secure(space).await;
+        let work = Work::start(&cluster, 3, 27);
+        work.goes_on().await;
+        let secrets: Api<Secret> = space.api();
+        let issuer = async || {
+            let annotations = secret(space, "demo-node-tls").await.metadata.annotations;
+            annotations.unwrap().get("ringfold.dev/issuer").cloned().unwrap()
+        };
+        let before = issuer().await;
+        secrets.delete("demo-ca", &Default::default()).await.unwrap();
+        eventually("another authority is trusted", BROUGHT_MAX, async || {
+            secrets.get("demo-ca").await.map(|_| ()).map_err(|e| e.to_string())
+        })
+        .await;
+        // Each connection is made anew, with certificates of the lost authority.
+        let pods = cluster.pod_uids().await;
+        cluster.change(json!({"config": {"read_threads": "3"}})).await;
+        cluster.wait_restarted(&pods).await;
+        cluster.wait_at_rest(3).await;
+        work.goes_on().await;
+        eventually("another authority issues", SWITCHED_MAX, async || {
+            let now = issuer().await;
+            (now != before).then_some(()).ok_or(now)
+        })
+        .await;
+        work.goes_on().await;
+        cluster.wait_at_rest(3).await;
+        work.stop().await.judge(&cluster, 3).await;
+    });
+}
+
+#[test]
 fn whoever_has_no_certificate_of_the_cluster_that_is_valid_now_is_refused() {
     if !is_lab() {
         return leave_out("nodes of KUBECONFIG's cluster are not reached from here");
