@@ -249,6 +249,10 @@ static void sync_dir(int fd) {
   char path[PATH_MAX + 64], temp[PATH_MAX + 64];
   pthread_mutex_lock(&one);
   int copy = syscall(SYS_openat, fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (copy < 0 && errno == ENOENT) { /* removed by another thread: nobody asks for it again */
+    pthread_mutex_unlock(&one);
+    return;
+  }
   if (copy < 0 || identity(copy, "", AT_EMPTY_PATH, &st) != 0) die("opening a directory");
   shadow_path(path, 'd', st.stx_ino, birth(&st));
   snprintf(temp, sizeof temp, "%s/temp-%d-%lu", shadow, getpid(), number++);
@@ -276,7 +280,7 @@ static void sync_dir(int fd) {
       length += w;
     }
   }
-  if (n < 0) die("getdents64");
+  if (n < 0 && errno != ENOENT) die("getdents64"); /* ENOENT: removed by another thread */
   for (size_t done = 0; done < length;) {
     ssize_t w = syscall(SYS_write, out, list + done, length - done);
     if (w < 0) die("writing the shadow");

@@ -37,6 +37,7 @@ int main(int argc, char **argv) {
     else if (!strcmp(op, "try-sync")) { if (fsync(fd) != 0) must(write(fd, "failed", 6) == 6, op); }
     else if (!strcmp(op, "range")) must(sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER) == 0, op);
     else if (!strcmp(op, "syncdir")) { int d = open(argv[++i], O_RDONLY | O_DIRECTORY); must(d >= 0 && fsync(d) == 0, op); close(d); }
+    else if (!strcmp(op, "syncgone")) { int d = open(argv[++i], O_RDONLY | O_DIRECTORY); must(d >= 0 && rmdir(argv[i]) == 0 && fsync(d) == 0, op); close(d); }
     else if (!strcmp(op, "mkdir")) must(mkdir(argv[++i], 0755) == 0, op);
     else if (!strcmp(op, "rename")) { must(rename(argv[i + 1], argv[i + 2]) == 0, op); i += 2; }
     else if (!strcmp(op, "link")) { must(link(argv[i + 1], argv[i + 2]) == 0, op); i += 2; }
@@ -217,6 +218,12 @@ fn a_sync_through_another_descriptor_counts_for_all_writes() {
         "open a write one open b write other open a sync syncdir .",
         &[("a", "one"), ("b", "")],
     );
+}
+
+/// As when a database is destroyed while RocksDB syncs its folder.
+#[test]
+fn a_folder_may_be_removed_before_its_sync() {
+    expect("gone", "mkdir d syncgone d open a write x sync syncdir .", &[("a", "x")]);
 }
 
 #[test]
