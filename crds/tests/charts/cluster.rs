@@ -90,8 +90,14 @@ fn the_test_asks_the_cluster_with_the_command_line() {
     assert_restricted(&pod["spec"]);
     let container = &pod["spec"]["containers"][0];
     assert_eq!(container["args"], json!(["status"]));
-    assert_eq!(container["env"][0]["value"], "http://shop.system.svc:2600");
+    assert_eq!(container["env"][0]["value"], "https://shop.system.svc:2600");
+    assert_eq!(container["volumeMounts"][0]["mountPath"], "/tls");
+    assert_eq!(pod["spec"]["volumes"][0]["secret"]["secretName"], "shop-client-tls");
     assert_eq!(pod["spec"]["imagePullSecrets"], json!([{"name": "pull"}]));
+    let clear = manifests(helm, CHART, &json!({"tls": {"mode": "Disabled"}}));
+    let pod = &of_kind(&clear, "Pod")[0]["spec"];
+    let url = pod["containers"][0]["env"][0]["value"].as_str().unwrap();
+    assert!(url.starts_with("http://") && pod.get("volumes").is_none(), "{pod}");
     let off = manifests(helm, CHART, &json!({"tests": {"enabled": false}}));
     assert_eq!(off.len(), 1);
 

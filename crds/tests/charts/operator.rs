@@ -102,8 +102,11 @@ pub fn assert_restricted(pod: &Value) {
     assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
     assert_ne!(pod["securityContext"]["runAsUser"], 0);
     assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
-    for forbidden in ["hostNetwork", "hostPID", "hostIPC", "volumes", "initContainers"] {
+    for forbidden in ["hostNetwork", "hostPID", "hostIPC", "initContainers"] {
         assert_eq!(pod.get(forbidden), None, "{forbidden}");
+    }
+    for volume in pod["volumes"].as_array().into_iter().flatten() {
+        assert!(volume["secret"].is_object(), "{volume}");
     }
     for container in pod["containers"].as_array().unwrap() {
         let context = &container["securityContext"];
