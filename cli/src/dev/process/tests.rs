@@ -16,12 +16,13 @@ fn plan(folder: &Path) -> NodePlan {
     }
 }
 
-/// A stand-in for `ringfold-node`.
+/// A stand-in for `ringfold-node`. Another process writes it: a child that another test starts meanwhile
+/// would have the file open for writing for a moment, and what is open so cannot be run.
 fn script(folder: &Path, text: &str) -> PathBuf {
-    use std::os::unix::fs::PermissionsExt;
     let path = folder.join("script");
-    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let write = r#"printf '#!/bin/sh\n%s\n' "$1" >"$2" && chmod 0755 "$2""#;
+    let mut command = std::process::Command::new("sh");
+    assert!(command.args(["-c", write, "sh", text]).arg(&path).status().unwrap().success());
     path
 }
 
